@@ -1,0 +1,72 @@
+"""What an adapter implements: ``load`` a checkpoint, build the ``graph`` of one structure, ``evaluate`` many graphs at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forcefields.catalogue import Variant
+from forcegate.structure import Structure
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One structure, ready for a forward pass.
+
+    Attributes:
+        payload: the package's own graph; only the adapter looks inside.
+        atoms: number of atoms.
+        edges: number of directed neighbour pairs within the cutoff, the measure of cost and memory.
+    """
+
+    payload: Any
+    atoms: int
+    edges: int
+
+
+@dataclass
+class Result:
+    """What a model says of one structure.
+
+    Attributes:
+        energy: eV, total.
+        forces: float64 ``[N, 3]``, eV/A, or None when not asked for.
+        stress: float64 ``[6]``, eV/A^3, Voigt xx yy zz yz xz xy, ASE's sign; of the periodic structure that was evaluated.
+        extra: further per-atom outputs of the contract by name, float64 ``[N]``.
+    """
+
+    energy: float
+    forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class ForceField(ABC):
+    """A loaded checkpoint.
+
+    The runtime hands over structures that are already checked and normalised: at least one atom, supported elements, finite,
+    no coincident atoms, periodic along three independent right-handed vectors, atoms inside the cell.
+    """
+
+    cutoff: float
+    """Radius of the neighbour graph in A."""
+    elements: tuple[int, ...]
+    """Atomic numbers that this checkpoint knows; the runtime compares them with the catalogue on load."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, checkpoint: Path, variant: Variant, device: str) -> ForceField:
+        """Reads the checkpoint, whose hash has been verified, onto ``device`` (``cpu`` or ``cuda:<index>``)."""
+
+    @abstractmethod
+    def graph(self, structure: Structure, head: str) -> Graph:
+        """Builds the graph of one structure; ``head`` is empty for a model without heads."""
+
+    @abstractmethod
+    def evaluate(self, graphs: Sequence[Graph], outputs: frozenset[str]) -> list[Result]:
+        """One forward pass over all ``graphs``; computes at least the named outputs and returns one result per graph, in order."""

@@ -1,0 +1,223 @@
+"""What can be served: the ``family.toml`` of every family, read into typed records.
+
+Standard library alone, since the gateway, the exporters and every execution environment read it.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from forcegate.errors import UnknownModel
+
+HERE = Path(__file__).parent
+EXTRA_FAMILIES = "FORCEGATE_FAMILIES"
+"""Environment variable: further folders that hold family folders, separated by ``os.pathsep``."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a variant's weights come from, and the only bytes that are accepted.
+
+    Attributes:
+        file: name of the file in ``model_repository/<variant>/1/``.
+        sha256: hash of its bytes.
+        source: ``package`` (``path`` inside the installed module ``module``) or ``family`` (``path`` inside the family folder).
+    """
+
+    file: str
+    sha256: str
+    source: str
+    path: str
+    module: str = ""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Tolerances of the readiness gate, and the checks that a model is known not to satisfy, each with its reason."""
+
+    energy: float = 1e-5
+    forces: float = 1e-2
+    stress: float = 5e-4
+    invariance_energy: float = 1e-5
+    invariance_forces: float = 1e-4
+    skip: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How much one forward pass takes on the CPU: it closes at ``atoms`` atoms; ``bytes_per_edge`` bounds the largest structure."""
+
+    atoms: int = 128
+    bytes_per_edge: int = 50_000
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One served model: one checkpoint of one family.
+
+    ``elements`` holds atomic numbers; ``heads`` is empty for a model with a single head; ``dispersion`` is the policy word of
+    ``family.toml`` (``none``, ``allowed``, ``recommended``, ``included``, ``forbidden``).
+    """
+
+    name: str
+    family: str
+    aliases: tuple[str, ...]
+    summary: str
+    functional: str
+    training_data: str
+    elements: tuple[int, ...]
+    checkpoint: Checkpoint
+    cutoff: float
+    heads: tuple[str, ...] = ()
+    default_head: str = ""
+    head_functionals: Mapping[str, str] = field(default_factory=dict)
+    extra_outputs: tuple[str, ...] = ()
+    dtype: str = "float32"
+    direct_forces: bool = False
+    uses_charge: bool = False
+    uses_spin: bool = False
+    dispersion: str = "none"
+    licence: str = ""
+    hidden: bool = False
+    gate: Gate = field(default_factory=Gate)
+    packing: Packing = field(default_factory=Packing)
+
+    def functional_of(self, head: str) -> str:
+        """The functional that ``head`` was trained on; the variant's own where it has no heads."""
+        return self.head_functionals.get(head, self.functional)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One package with its execution environment and its variants."""
+
+    name: str
+    title: str
+    package: str
+    version: str
+    licence: str
+    reference: str
+    folder: Path
+    variants: tuple[Variant, ...]
+
+    @property
+    def requirements(self) -> Path:
+        """The pinned requirements of this family's execution environment."""
+        return self.folder / "requirements.txt"
+
+    @property
+    def golden(self) -> Path:
+        """The energies and forces recorded when the variants were exported."""
+        return self.folder / "golden.json"
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All families."""
+
+    families: Mapping[str, Family]
+
+    @cached_property
+    def variants(self) -> dict[str, Variant]:
+        """Every variant by its canonical name."""
+        return {variant.name: variant for family in self.families.values() for variant in family.variants}
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Canonical name by alias."""
+        return {alias: variant.name for variant in self.variants.values() for alias in variant.aliases}
+
+    def resolve(self, name: str) -> Variant:
+        """The variant of that name or alias.
+
+        Raises:
+            UnknownModel: there is none; the detail names the nearest ones.
+        """
+        if (variant := self.variants.get(self.aliases.get(name, name))) is not None:
+            return variant
+        from difflib import get_close_matches
+
+        shown = [n for n in (*self.variants, *self.aliases) if not self.variants[self.aliases.get(n, n)].hidden]
+        near = get_close_matches(name, shown, n=3, cutoff=0.4)
+        raise UnknownModel(
+            f"There is no model {name[:60]!r}.",
+            (f"Did you mean {' or '.join(near)}? " if near else "") + UnknownModel.default_hint,
+        )
+
+    def family_of(self, variant: Variant) -> Family:
+        """The family that serves ``variant``."""
+        return self.families[variant.family]
+
+
+def load(folders: Iterable[Path] | None = None) -> Catalogue:
+    """Reads every ``<folder>/<family>/family.toml``.
+
+    Args:
+        folders: where to look; the families of this repository and of ``FORCEGATE_FAMILIES`` when not given.
+
+    Raises:
+        ValueError: a file is malformed, or two variants claim one name.
+    """
+    if folders is None:
+        return _cached(os.environ.get(EXTRA_FAMILIES, ""))
+    families: dict[str, Family] = {}
+    names: dict[str, str] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*/family.toml")):
+            family = _family(path)
+            families[family.name] = family
+            for variant in family.variants:
+                for name in (variant.name, *variant.aliases):
+                    if name in names:
+                        raise ValueError(f"{path}: {variant.name} claims the name {name!r}, which {names[name]} already has")
+                    names[name] = variant.name
+    return Catalogue(families)
+
+
+@lru_cache
+def _cached(extra: str) -> Catalogue:
+    return load([HERE, *(Path(entry) for entry in extra.split(os.pathsep) if entry)])
+
+
+def _family(path: Path) -> Family:
+    data = tomllib.loads(path.read_text())
+    about, defaults = data["family"], data.get("defaults", {})
+    try:
+        return Family(
+            name=about["name"],
+            title=about["title"],
+            package=about["package"],
+            version=about["version"],
+            licence=about["licence"],
+            reference=about.get("reference", ""),
+            folder=path.parent,
+            variants=tuple(_variant(about["name"], defaults | entry) for entry in data["variant"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _variant(family: str, entry: dict[str, Any]) -> Variant:
+    entry = dict(entry)
+    entry["elements"] = parse_elements(entry["elements"])
+    entry["checkpoint"] = Checkpoint(**entry["checkpoint"])
+    entry["gate"] = Gate(**entry.get("gate", {}))
+    entry["packing"] = Packing(**entry.get("packing", {}))
+    for name in ("aliases", "heads", "extra_outputs"):
+        entry[name] = tuple(entry.get(name, ()))
+    return Variant(family=family, **entry)
+
+
+def parse_elements(text: str) -> tuple[int, ...]:
+    """Atomic numbers from ranges such as ``"1-83,89-94"``."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(numbers))
