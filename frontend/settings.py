@@ -1,0 +1,107 @@
+"""Every setting of the service, in one place.
+
+A value comes from, in this order: an argument of the command, an environment variable ``FORCEGATE_<NAME>``, the file
+``forcegate.toml`` in the working directory (or the one that ``FORCEGATE_CONFIG`` names), the default here.
+``docs/settings.md`` is generated from this module.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from forcegate.errors import SetupError
+
+PREFIX = "FORCEGATE_"
+
+
+class Settings(BaseSettings):
+    """The settings; each field's description is its documentation."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port of the gateway (REST).")
+    grpc_port: int = Field(8001, ge=1, le=65535, description="Port of Triton's gRPC, on loopback.")
+    metrics_port: int = Field(8002, ge=1, le=65535, description="Port of Triton's Prometheus metrics, on loopback.")
+    http_port: int = Field(8003, ge=1, le=65535, description="Port of Triton's HTTP, on loopback.")
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("sevennet-0", "chgnet-0.3.0"), description="Models loaded at start: names or aliases, separated by commas."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models run: `cpu`, `cuda`, or `auto` for CUDA where Triton finds a GPU."
+    )
+    threads: int = Field(
+        default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, description="Threads of each model process (OMP_NUM_THREADS)."
+    )
+    root: Path = Field(Path(), description="Folder of the repository: `environments/` and `model_repository/` are below it.")
+    state: Path = Field(Path("var"), description="Folder for logs, reports and other state.")
+    families: str = Field("", description="Further folders with families of your own, separated by colons.")
+    gate: Literal["full", "cached"] = Field(
+        "cached",
+        description="`full` runs every readiness check on each load; `cached` runs them once for the same checkpoint, code, "
+        "packages and device, and the golden structures on each load.",
+    )
+    deadline_seconds: float = Field(60.0, gt=0, description="Time within which a REST request is answered, retries included.")
+    watchdog_seconds: float = Field(
+        60.0, gt=0, description="A forward pass of up to 256 atoms that takes longer is taken for hung; larger ones get more in proportion."
+    )
+    max_in_flight: int = Field(2048, ge=1, description="Structures that the gateway holds at once; beyond it answers 429.")
+    max_body_mb: int = Field(64, ge=1, description="Longest request body, in MB.")
+    max_batch: int = Field(1024, ge=1, description="Structures that one REST `batch` may hold.")
+    max_atoms: int = Field(50_000, ge=1, description="Atoms that one structure may have, whatever the model's memory allows.")
+    memory_gb: float = Field(0.0, ge=0, description="Memory that one model's evaluation may take, in GB; 0 is half of what is free at load.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log lines that are written.")
+    drain_seconds: float = Field(30.0, ge=0, description="Time that requests in flight get to finish when the service stops.")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = Path(os.environ.get(PREFIX + "CONFIG", "forcegate.toml"))
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
+
+    @property
+    def grpc_address(self) -> str:
+        """Where Triton's gRPC is."""
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def repository(self) -> Path:
+        """Folder that Triton loads models from."""
+        return self.root / "model_repository"
+
+    @property
+    def environments(self) -> Path:
+        """Folder of the execution environments."""
+        return self.root / "environments"
+
+
+def load(**overrides: object) -> Settings:
+    """The settings, with ``overrides`` (those that are not None) before all else.
+
+    Raises:
+        SetupError: a value is unknown or malformed; the message names it and where it came from.
+    """
+    named = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**named)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (it is {e['input']!r})" for e in error.errors()]
+        raise SetupError("A setting does not fit: " + "; ".join(lines) + ".", "docs/settings.md lists all of them.") from None
+    except ValueError as error:  # a file that is not TOML
+        raise SetupError(f"The settings file cannot be read: {error}.", "It has to be TOML.") from None

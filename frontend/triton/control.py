@@ -1,0 +1,108 @@
+"""Triton's control API: which models are loaded, load one, unload one."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import tritonclient.grpc.aio as triton
+from google.protobuf.json_format import MessageToDict
+from tritonclient.utils import InferenceServerException
+
+from forcegate.errors import ForcegateError, ModelNotReady, ServerUnavailable, from_wire
+
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", 2**31 - 1),
+    ("grpc.max_send_message_length", 2**31 - 1),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+"""Messages as long as gRPC can carry (its default of 4 MB stops at 80,000 atoms), and a quick return after a restart."""
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What Triton says of one model: ``READY``, ``LOADING``, ``UNLOADING``, ``UNAVAILABLE``, and why."""
+
+    name: str
+    state: str
+    reason: str
+
+    @property
+    def error(self) -> ForcegateError | None:
+        """The typed error that the model failed to load with, where it sent one."""
+        return from_wire(self.reason)
+
+
+class TritonControl:
+    """The control API of one server. All calls raise ``ServerUnavailable`` when nothing answers."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._client = triton.InferenceServerClient(address, channel_args=CHANNEL_OPTIONS)
+
+    async def close(self) -> None:
+        """Ends the connection."""
+        await self._client.close()
+
+    async def ready(self) -> bool:
+        """Whether the server answers."""
+        try:
+            return bool(await self._client.is_server_live(client_timeout=2.0))
+        except (InferenceServerException, grpc.RpcError):
+            return False
+
+    async def states(self) -> dict[str, ModelState]:
+        """Every model that Triton has tried to load, by name."""
+        try:
+            index = await self._client.get_model_repository_index(client_timeout=5.0)
+        except (InferenceServerException, grpc.RpcError) as error:
+            raise ServerUnavailable("The inference server does not answer.") from error
+        return {m.name: ModelState(m.name, m.state or "UNAVAILABLE", m.reason) for m in index.models}
+
+    async def config(self, name: str) -> dict[str, Any]:
+        """The configuration of a loaded model, as the JSON form of ``config.pbtxt``."""
+        try:
+            answer = await self._client.get_model_config(name, client_timeout=5.0)
+        except (InferenceServerException, grpc.RpcError) as error:
+            raise typed(error, name) from error
+        return MessageToDict(answer.config, preserving_proto_field_name=True)
+
+    async def load(self, name: str, config: dict[str, Any] | None = None, timeout: float = 600.0) -> None:
+        """Loads a model, or loads it again when ``config`` differs from the one that it runs with.
+
+        Raises:
+            ForcegateError: what the model itself said (a checkpoint that differs, a gate that failed), or ``ModelNotReady``.
+        """
+        try:
+            await self._client.load_model(name, config=None if config is None else json.dumps(config), client_timeout=timeout)
+        except (InferenceServerException, grpc.RpcError) as error:
+            raise typed(error, name) from error
+
+    async def reload(self, name: str, timeout: float = 600.0) -> None:
+        """Brings a model back whose process has died. Triton goes on calling it ready, so the configuration has to change."""
+        config = await self.config(name)
+        config.setdefault("parameters", {})["reloaded"] = {"string_value": str(time.time_ns())}
+        await self.load(name, config, timeout)
+
+    async def unload(self, name: str) -> None:
+        """Unloads a model; what it is evaluating is finished first."""
+        try:
+            await self._client.unload_model(name, client_timeout=60.0)
+        except (InferenceServerException, grpc.RpcError) as error:
+            raise typed(error, name) from error
+
+
+def typed(error: InferenceServerException | grpc.RpcError, model: str) -> ForcegateError:
+    """Triton's error in our types. Its own words never reach a user: they can hold paths and shared-memory names."""
+    text = error.message() if isinstance(error, InferenceServerException) else str(error)
+    if (known := from_wire(text or "")) is not None:
+        return known
+    status = str(error.status()) if isinstance(error, InferenceServerException) else ""
+    if "UNAVAILABLE" in status or "CANCELLED" in status:
+        return ServerUnavailable("The inference server does not answer.")
+    return ModelNotReady(f"The model {model!r} is not loaded.", "Load it with POST /api/v1/models/{name}/load, or try again shortly.")
