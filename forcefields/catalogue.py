@@ -95,7 +95,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Family:
-    """One package with its execution environment and its variants."""
+    """One package with its execution environment and its variants.
+
+    ``environment`` is the folder below ``environments/``: the family's own name, unless it shares another family's.
+    """
 
     name: str
     title: str
@@ -104,6 +107,7 @@ class Family:
     licence: str
     reference: str
     folder: Path
+    environment: str
     variants: tuple[Variant, ...]
 
     @property
@@ -197,6 +201,7 @@ def _family(path: Path) -> Family:
             licence=about["licence"],
             reference=about.get("reference", ""),
             folder=path.parent,
+            environment=about.get("environment", about["name"]),
             variants=tuple(_variant(about["name"], defaults | entry) for entry in data["variant"]),
         )
     except (KeyError, TypeError) as error:

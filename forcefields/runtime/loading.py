@@ -1,0 +1,106 @@
+"""From a variant's name to a loaded force field whose checkpoint, package and elements are what the catalogue says."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from forcefields.base import ForceField
+from forcefields.catalogue import HERE, Catalogue, Family, Variant
+from forcefields.runtime.physics import Limits
+from forcegate.errors import CheckpointMismatch, CheckpointMissing, EnvironmentBroken
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_checkpoint(path: Path, variant: Variant) -> None:
+    """Makes sure that a checkpoint is the one that the catalogue vouches for.
+
+    Raises:
+        CheckpointMissing: there is no such file.
+        CheckpointMismatch: its bytes differ; loading them could run foreign code.
+    """
+    shown = "/".join(path.parts[-3:])
+    if not path.is_file():
+        raise CheckpointMissing(
+            f"The checkpoint of {variant.name} is missing: {shown} (expected sha256 {variant.checkpoint.sha256}).",
+            "Run `make serve` again: it puts the file in place.",
+        )
+    found = sha256(path)
+    if found != variant.checkpoint.sha256:
+        raise CheckpointMismatch(
+            f"The checkpoint of {variant.name} has other bytes than the catalogue vouches for: {shown}, "
+            f"expected sha256 {variant.checkpoint.sha256}, found {found}.",
+            "Remove the file and run `make serve` again, which puts the right one in place.",
+        )
+
+
+def verify_package(family: Family) -> None:
+    """Makes sure that the environment holds the pinned version of the family's package.
+
+    Raises:
+        EnvironmentBroken: it is missing or another version.
+    """
+    try:
+        found = importlib.metadata.version(family.package)
+    except importlib.metadata.PackageNotFoundError:
+        found = "not installed"
+    if found != family.version:
+        raise EnvironmentBroken(f"The {family.name} environment should hold {family.package} {family.version}; it is {found}.")
+
+
+def adapter(family: Family) -> type[ForceField]:
+    """The family's adapter class; a family outside this repository is imported from its folder."""
+    if family.folder.parent == HERE:
+        module: ModuleType = importlib.import_module(f"forcefields.{family.name}.adapter")
+    else:
+        name = f"forcegate_family_{family.name}"
+        spec = importlib.util.spec_from_file_location(name, family.folder / "adapter.py")
+        if spec is None or spec.loader is None:
+            raise EnvironmentBroken(f"The family {family.name} has no adapter.py.", "")
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module.ADAPTER
+
+
+def load(catalogue: Catalogue, variant: Variant, checkpoint: Path, device: str) -> ForceField:
+    """Loads a checkpoint after verifying its bytes and the package, and compares it with the catalogue.
+
+    Raises:
+        CheckpointMissing, CheckpointMismatch, EnvironmentBroken: as the two checks above.
+    """
+    family = catalogue.family_of(variant)
+    verify_checkpoint(checkpoint, variant)
+    verify_package(family)
+    loaded = adapter(family).load(checkpoint, variant, device)
+    if not set(variant.elements) <= set(loaded.elements) or abs(loaded.cutoff - variant.cutoff) > 1e-6:
+        raise CheckpointMismatch(
+            f"The catalogue and the checkpoint of {variant.name} disagree: cutoff {variant.cutoff} and {loaded.cutoff} A, "
+            f"{len(variant.elements)} and {len(loaded.elements)} elements.",
+            "Correct family.toml.",
+        )
+    return loaded
+
+
+def limits(variant: Variant, max_atoms: int, memory_gb: float) -> Limits:
+    """The largest structure that fits: ``memory_gb``, or half of the memory that is free now, over the cost of an edge."""
+    budget = memory_gb * 1e9 if memory_gb else 0.5 * _free_memory()
+    return Limits(atoms=max_atoms, edges=max(10_000, int(budget / variant.packing.bytes_per_edge)))
+
+
+def _free_memory() -> float:
+    with open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return float(line.split()[1]) * 1024
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2

@@ -1,0 +1,164 @@
+"""The one Triton Python model behind every variant: ``model_repository/<variant>/1/model.py`` imports it from here."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils  # provided by Triton's stub
+
+from forcefields import catalogue
+from forcefields.runtime import gate, loading, transport
+from forcefields.runtime.batch import Job
+from forcefields.runtime.engine import Engine
+from forcefields.runtime.metrics import Metrics
+from forcefields.runtime.settings import ModelSettings
+from forcegate import contract, jsonlog, tensors
+from forcegate.errors import ForcegateError, ModelNotReady
+
+log = logging.getLogger(__name__)
+
+
+class TritonPythonModel:
+    """Loads one variant, passes its gate, then evaluates the batches that Triton gathers."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Called by Triton once per instance. A model that raises here is not served, and the text is its reason."""
+        started = time.perf_counter()
+        name = args["model_name"]
+        self._settings = ModelSettings.from_environment()
+        jsonlog.configure(self._settings.log_level, process="model", model=name)
+        _exit_with_parent()
+        try:
+            self._load(name, args, started)
+        except ForcegateError as error:
+            self._fail(name, error)
+        except Exception as error:
+            log.exception("the model could not be loaded")
+            self._fail(name, ModelNotReady(f"{name} could not be loaded: {type(error).__name__}: {str(error)[:300]}", "See its log."))
+
+    def _load(self, name: str, args: dict[str, str], started: float) -> None:
+        families = catalogue.load()
+        self._variant = variant = families.resolve(name)
+        config = json.loads(args["model_config"])
+        _agrees(config, variant)
+        device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
+        checkpoint = Path(args["model_repository"]) / args["model_version"] / variant.checkpoint.file
+        force_field = loading.load(families, variant, checkpoint, device)
+        limits = loading.limits(variant, self._settings.max_atoms, self._settings.memory_gb)
+        self._engine = Engine(force_field, variant, limits, self._watched)
+        report = gate.pass_or_raise(self._engine, families.family_of(variant), device, self._settings)
+        self._specs = {spec.name: spec for spec in contract.output_specs(variant.extra_outputs)}
+        self._metrics = Metrics(name, pb_utils)
+        gate.write_report(self._settings.state, name, device, time.perf_counter() - started, report, variant.checkpoint.sha256)
+        log.info("model ready", extra={"device": device, "seconds": round(time.perf_counter() - started, 2), "limit_edges": limits.edges})
+
+    def _fail(self, name: str, error: ForcegateError) -> None:
+        gate.write_failure(self._settings.state, name, error)
+        log.error("model refused", extra={"code": error.code, "detail": error.detail})
+        raise pb_utils.TritonModelException(error.to_wire())
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Called by Triton with the requests of one batch; every request gets its own response or its own error."""
+        read = [self._read(request) for request in requests]
+        jobs = [job for _width, request_jobs, _error in read for job in request_jobs]
+        started = time.perf_counter()
+        report = self._engine.run(jobs)
+        self._metrics.observe(report)
+        responses = [
+            self._respond(request, width, request_jobs, error)
+            for request, (width, request_jobs, error) in zip(requests, read, strict=True)
+        ]
+        log.info(
+            "batch",
+            extra={
+                "request_ids": [request.request_id() for request in requests],
+                "structures": report.structures,
+                "atoms": report.atoms,
+                "edges": report.edges,
+                "passes": report.tally.passes,
+                "rejected": report.rejected,
+                "seconds": round(time.perf_counter() - started, 5),
+            },
+        )
+        return responses
+
+    def finalize(self) -> None:
+        """Called by Triton before the process ends."""
+        log.info("model unloaded")
+
+    def _read(self, request: Any) -> tuple[int, list[Job], Any]:
+        """The padded width, the jobs, and an error where there is nothing to evaluate."""
+        if request.is_cancelled():
+            return 0, [], pb_utils.TritonError("cancelled by the client", pb_utils.TritonError.CANCELLED)
+        try:
+            arrays = transport.read_inputs(request, pb_utils)
+            head = json.loads(request.parameters() or "{}").get(contract.HEAD_PARAMETER, "")
+            outputs = frozenset(request.requested_output_names()) or frozenset(self._specs)
+            request_id = request.request_id()
+            jobs = [Job(structure, str(head), outputs, request_id) for structure in tensors.unpack(arrays)]
+            return arrays["numbers"].shape[1], jobs, None
+        except Exception as error:
+            log.warning("request not readable", exc_info=error)
+            return 0, [], pb_utils.TritonError(f"invalid_request: The tensors could not be read: {error}")
+
+    def _respond(self, request: Any, width: int, jobs: list[Job], error: Any) -> Any:
+        if error is None:
+            failed = next((k for k, job in enumerate(jobs) if job.error is not None), None)
+            if failed is not None:
+                cause = jobs[failed].error
+                assert cause is not None
+                if len(jobs) > 1:
+                    cause = type(cause)(f"Structure {failed} of {len(jobs)} in this request: {cause.detail}", cause.hint)
+                error = pb_utils.TritonError(cause.to_wire(), _triton_code(cause))
+        if error is not None:
+            return pb_utils.InferenceResponse(output_tensors=[], error=error)
+        names = request.requested_output_names() or list(self._specs)
+        specs = [self._specs[name] for name in names]
+        return pb_utils.InferenceResponse(transport.write_outputs(jobs, width, specs, pb_utils))
+
+    @contextmanager
+    def _watched(self, atoms: int) -> Iterator[None]:
+        """Ends this process when the forward pass hangs. It works in a thread of C, so code that holds the GIL is caught too."""
+        limit = self._settings.watchdog_seconds * max(1.0, atoms / 256)
+        faulthandler.dump_traceback_later(limit, exit=True)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _triton_code(error: ForcegateError) -> int:
+    codes = pb_utils.TritonError
+    return int(codes.UNAVAILABLE if error.retryable else codes.INVALID_ARG)
+
+
+def _agrees(config: dict[str, Any], variant: catalogue.Variant) -> None:
+    """Refuses a configuration made for another checkpoint or another contract: clients read provenance from it."""
+    parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+    for key, expected in (("checkpoint_sha256", variant.checkpoint.sha256), ("contract_version", str(contract.VERSION))):
+        if parameters.get(key) != expected:
+            raise ModelNotReady(
+                f"config.pbtxt of {variant.name} says {key} {parameters.get(key)!r}, the catalogue says {expected!r}.",
+                "Run `python -m exporters.repository`.",
+            )
+
+
+def _exit_with_parent() -> None:
+    """Ends this process when its server has died: a killed tritonserver would leave it holding memory for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

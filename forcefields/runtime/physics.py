@@ -1,0 +1,210 @@
+"""Checks before, normalisation for, and checks after an evaluation: the same for every family.
+
+Each package alone is wrong on some of a slab, a molecule, a left-handed or a flat cell. Here every structure becomes a fully
+periodic, right-handed one with its atoms inside the cell before any package sees it, and what the package says of that
+structure is true of the one that was sent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from forcefields.base import Result
+from forcefields.catalogue import Variant
+from forcefields.neighbours import closest_pair
+from forcegate.errors import (
+    ChargeNotSupported,
+    CoincidentAtoms,
+    EmptyStructure,
+    InvalidCell,
+    NonFiniteInput,
+    NonFiniteResult,
+    SpinNotSupported,
+    StructureTooLarge,
+    UnknownHead,
+    UnsupportedElement,
+)
+from forcegate.structure import Structure
+
+MIN_DISTANCE = 0.1
+"""A. Nearer atoms are a mistake in the file: no force field means anything there, and several answer NaN."""
+
+MIN_HEIGHT = 0.2
+"""A. A periodic cell whose opposite faces are nearer than this is flat: each atom would nearly coincide with its own image."""
+
+VACUUM_MARGIN = 1.0
+"""A. What the vacuum is wider than the cutoff, so that rounding never makes an edge across it."""
+
+MAX_COORDINATE = 1e6
+"""A. Beyond it float64 no longer resolves a bond length well enough for forces."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest structure that the model takes on its device."""
+
+    atoms: int
+    edges: int
+
+
+def validate(structure: Structure, head: str, variant: Variant, limits: Limits) -> str:
+    """Checks one structure by itself, before any graph is built.
+
+    Returns:
+        The head to evaluate with: the given one, or the variant's default.
+
+    Raises:
+        ForcegateError: the typed reason why this structure cannot be evaluated.
+    """
+    head = _head(head, variant)
+    _finite_and_sized(structure, limits)
+    _elements(structure, variant)
+    if structure.charge != 0 and not variant.uses_charge:
+        raise ChargeNotSupported(f"{variant.name} does not know charges, and the structure has {structure.charge:g} e.")
+    if structure.spin > 1 and not variant.uses_spin:
+        raise SpinNotSupported(f"{variant.name} does not know spin, and the structure has multiplicity {structure.spin}.")
+    _cell(structure)
+    return head
+
+
+def _head(head: str, variant: Variant) -> str:
+    if not variant.heads:
+        if head:
+            raise UnknownHead(f"{variant.name} has a single head, so {head[:40]!r} cannot be chosen.", "Leave `head` out.")
+        return ""
+    if head and head not in variant.heads:
+        by_case = {name.lower(): name for name in variant.heads}
+        if head.lower() in by_case:
+            return by_case[head.lower()]
+        raise UnknownHead(f"{variant.name} has no head {head[:40]!r}.", f"Its heads are {', '.join(variant.heads)}.")
+    return head or variant.default_head
+
+
+def _finite_and_sized(structure: Structure, limits: Limits) -> None:
+    if len(structure) == 0:
+        raise EmptyStructure("The structure has no atoms.")
+    if len(structure) > limits.atoms:
+        raise StructureTooLarge(f"The structure has {len(structure)} atoms; at most {limits.atoms} are taken.")
+    for name, array in (("position", structure.positions), ("cell vector", structure.cell)):
+        bad = ~np.isfinite(array).all(axis=1)
+        if bad.any():
+            raise NonFiniteInput(f"The {name} with index {int(np.argmax(bad))} is not finite.")
+        if np.abs(array).max() > MAX_COORDINATE:
+            raise InvalidCell(f"A {name} reaches beyond {MAX_COORDINATE:.0e} A.", "Positions and cell are in A.")
+    if not math.isfinite(structure.charge):
+        raise NonFiniteInput("The charge is not finite.")
+
+
+def _elements(structure: Structure, variant: Variant) -> None:
+    unknown = sorted(set(structure.numbers.tolist()) - set(variant.elements))
+    if unknown:
+        names = [chemical_symbols[z] if 0 < z < len(chemical_symbols) else f"number {z}" for z in unknown]
+        raise UnsupportedElement(f"{variant.name} was not trained on {', '.join(names[:8])}.")
+
+
+def _cell(structure: Structure) -> None:
+    vectors = structure.cell[structure.pbc]
+    if len(vectors) == 0:
+        return
+    lengths = np.linalg.norm(vectors, axis=1)
+    if lengths.min() < MIN_HEIGHT:
+        axis = np.flatnonzero(structure.pbc)[int(np.argmin(lengths))]
+        raise InvalidCell(f"The structure is periodic along lattice vector {axis + 1}, which is {lengths.min():g} A long.")
+    # The smallest distance between opposite faces of the parallelepiped (2D: edges) that the periodic vectors span.
+    if (1.0 / np.linalg.norm(np.linalg.pinv(vectors), axis=0)).min() < MIN_HEIGHT:
+        raise InvalidCell("The periodic lattice vectors are not independent: they lie in one plane or on one line.")
+
+
+def normalise(structure: Structure, cutoff: float) -> Structure:
+    """An equivalent structure that every package evaluates rightly.
+
+    Periodic along three right-handed vectors, atoms inside the cell; a direction that was not periodic gets an orthogonal
+    vector with vacuum wider than ``cutoff``. Atoms keep their order, and energy and forces are those of ``structure``; so is
+    the stress where all three directions were periodic.
+    """
+    cell, origin = structure.cell, np.zeros(3)
+    if not structure.pbc.all():
+        cell, origin = _completed_cell(structure, cutoff)
+    if np.linalg.det(cell) < 0:
+        # The same lattice: every vector is replaced by its opposite.
+        cell = -cell
+    fractional = (structure.positions - origin) @ np.linalg.inv(cell)
+    fractional -= np.floor(fractional)
+    # A coordinate just below 0 comes out of floor as exactly 1.
+    fractional[fractional >= 1.0] = 0.0
+    return replace(structure, positions=fractional @ cell, cell=cell, pbc=np.ones(3, dtype=bool))
+
+
+def _completed_cell(structure: Structure, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    """The cell with vacuum in place of the vectors that are not periodic, and the origin that centres the atoms in it."""
+    free = np.flatnonzero(~structure.pbc)
+    periodic = structure.cell[structure.pbc]
+    # Orthonormal directions that are orthogonal to all periodic vectors.
+    normals = np.linalg.svd(periodic)[2][len(periodic) :] if len(periodic) else np.eye(3)
+    along = structure.positions @ normals.T
+    low, high = along.min(axis=0), along.max(axis=0)
+    lengths = high - low + cutoff + VACUUM_MARGIN
+    cell = np.array(structure.cell)
+    cell[free] = normals * lengths[:, None]
+    origin = ((low + high - lengths) / 2) @ normals
+    return cell, origin
+
+
+def check_distances(normalised: Structure) -> None:
+    """Refuses two atoms, or an atom and a periodic image, nearer than ``MIN_DISTANCE``.
+
+    Raises:
+        CoincidentAtoms: names the pair.
+    """
+    pair = closest_pair(normalised, MIN_DISTANCE)
+    if pair is not None:
+        i, j, distance = pair
+        partner = f"atom {j}" if i != j else "its own periodic image"
+        raise CoincidentAtoms(f"Atom {i} and {partner} are {distance:.3f} A apart (indices count from 0).")
+
+
+def check_size(normalised: Structure, cutoff: float, limits: Limits) -> None:
+    """Refuses a structure whose neighbour pairs, estimated from its mean density, do not fit into memory.
+
+    Raises:
+        StructureTooLarge: names the largest number of atoms that fits at this density.
+    """
+    atoms = len(normalised)
+    per_atom = atoms / abs(np.linalg.det(normalised.cell)) * 4 / 3 * math.pi * cutoff**3
+    # The mean underestimates a cluster in vacuum, whose true count is checked again; a margin of two is for that.
+    check_edges(atoms, int(atoms * per_atom / 2), limits)
+
+
+def check_edges(atoms: int, edges: int, limits: Limits) -> None:
+    """Refuses more directed neighbour pairs than fit into the device's memory.
+
+    Raises:
+        StructureTooLarge: names the largest number of atoms that fits at this density.
+    """
+    if edges > limits.edges:
+        raise StructureTooLarge(
+            f"The structure has about {edges} neighbour pairs; {limits.edges} fit into this device's memory, "
+            f"which is about {int(atoms * limits.edges / edges)} atoms at this density."
+        )
+
+
+def finish(result: Result, structure: Structure) -> Result:
+    """What is true of the structure that was sent: stress only where it is periodic in all three directions.
+
+    Raises:
+        NonFiniteResult: energy, forces or stress is NaN or infinite.
+    """
+    if not math.isfinite(result.energy):
+        raise NonFiniteResult("The model's energy for this structure is not a finite number.")
+    if result.forces is not None and not np.isfinite(result.forces).all():
+        raise NonFiniteResult("The model's forces for this structure are not finite.")
+    if result.stress is not None:
+        if not structure.pbc.all():
+            result = replace(result, stress=np.full(6, np.nan))
+        elif not np.isfinite(result.stress).all():
+            raise NonFiniteResult("The model's stress for this structure is not finite.")
+    return result
