@@ -27,6 +27,8 @@ class ForcegateError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.hint = self.default_hint if hint is None else hint
+        self.request_id = ""
+        """Finds the request in the logs of the gateway and of the model; the clients fill it in."""
 
     def __str__(self) -> str:
         return f"{self.detail} {self.hint}".strip()

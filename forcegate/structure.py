@@ -70,14 +70,21 @@ class Structure:
 
 
 def from_atoms(atoms: Atoms) -> Structure:
-    """A ``Structure`` from ASE ``Atoms``; ``info["charge"]`` and ``info["spin"]`` (2S+1) are used where present."""
+    """A ``Structure`` from ASE ``Atoms``; ``info["charge"]`` and ``info["spin"]`` (2S+1) are used where present.
+
+    Raises:
+        InvalidStructure: an atom is no element (ASE's dummy atom ``X``), or charge or spin is not what it should be.
+    """
+    # The contract pads with atomic number 0, so a dummy atom at the end would vanish from the answer in silence.
+    if not np.all((atoms.numbers >= 1) & (atoms.numbers <= MAX_ATOMIC_NUMBER)):
+        raise InvalidStructure("The structure holds dummy atoms (X).", "Remove them: a force field knows real elements alone.")
     return Structure(
         numbers=np.asarray(atoms.numbers, dtype=np.int32),
         positions=np.array(atoms.positions, dtype=np.float64),
         cell=np.array(atoms.cell, dtype=np.float64),
         pbc=np.array(atoms.pbc, dtype=bool),
         charge=_number(atoms.info.get("charge"), "charge", 0.0),
-        spin=int(_number(atoms.info.get("spin"), "spin", 0)),
+        spin=_spin(atoms.info.get("spin")),
     )
 
 
@@ -179,10 +186,14 @@ def _numbers(data: Mapping[str, Any]) -> np.ndarray:
         if isinstance(symbols, str) or not isinstance(symbols, Sequence):
             raise InvalidStructure("`symbols` has to be a list of element symbols.", 'For example ["Na", "Cl"].')
         try:
-            return np.fromiter((atomic_numbers[symbol] for symbol in symbols), dtype=np.int32, count=len(symbols))
+            # `or` turns the dummy atom X, number 0, which is the contract's padding, into an unknown symbol.
+            return np.fromiter((atomic_numbers[s] or atomic_numbers[""] for s in symbols), dtype=np.int32, count=len(symbols))
         except (KeyError, TypeError):
-            unknown = sorted({str(s)[:20] for s in symbols if not isinstance(s, str) or s not in atomic_numbers})
-            raise InvalidStructure(f"Unknown element symbols: {', '.join(unknown[:5])}.", "Symbols are written as in the periodic table, Cu and not CU.") from None
+            unknown = sorted({str(s)[:20] for s in symbols if not isinstance(s, str) or not atomic_numbers.get(s)})
+            raise InvalidStructure(
+                f"Unknown element symbols: {', '.join(unknown[:5])}.",
+                "Symbols are written as in the periodic table, Cu and not CU.",
+            ) from None
     if numbers is None:
         raise InvalidStructure("`atoms` needs `symbols` or `numbers`.", 'For example "symbols": ["Cu"].')
     array = _array(numbers, "numbers", None)

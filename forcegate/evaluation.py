@@ -1,0 +1,291 @@
+"""``evaluate`` and ``iterate``: many structures at one model, with many requests in flight so that they share batches."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import grpc
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from forcegate import errors
+from forcegate.calculator import Connection, decode, extra_outputs, new_request_id, results_of
+from forcegate.retries import Attempts
+from forcegate.structure import Structure, from_atoms
+
+Progress = Callable[[int, int | None], None]
+"""Called with the number of structures that are done and the number of all, None where that is not known."""
+
+FIRST_WINDOW = 8
+"""Requests in flight at the start. The window grows with every quick answer, so that a slow model is not swamped at once."""
+
+HELD_BACK = 4
+"""Answers that wait for an earlier one of the same run, at most, as a multiple of ``in_flight``: what bounds the memory."""
+
+
+@dataclass
+class Evaluation:
+    """What a model says of one structure.
+
+    Attributes:
+        index: place of the structure in the input.
+        atoms: the input itself.
+        energy: eV.
+        forces: float64 ``[N, 3]``, eV/A.
+        stress: float64 ``[6]``, eV/A^3, Voigt xx yy zz yz xz xy, ASE's sign; None unless periodic in all three directions.
+        extra: further outputs by name, such as ``magmoms`` ``[N]`` in mu_B.
+        error: why there is no answer; all of the above are then None or empty.
+        provenance: model, head, checkpoint and what else names the origin of the numbers.
+    """
+
+    index: int
+    atoms: Atoms
+    energy: float | None = None
+    forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+    error: errors.ForcegateError | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def to_atoms(self) -> Atoms:
+        """A copy of the input with the results attached (``SinglePointCalculator``).
+
+        Raises:
+            ForcegateError: the structure's own error, where it has one.
+        """
+        if self.error is not None:
+            raise self.error
+        atoms = self.atoms.copy()
+        results = {"energy": self.energy, "free_energy": self.energy, "forces": self.forces, "stress": self.stress, **self.extra}
+        atoms.calc = SinglePointCalculator(atoms, **{name: value for name, value in results.items() if value is not None})
+        return atoms
+
+
+def evaluate(
+    structures: Iterable[Atoms | Structure],
+    model: str,
+    *,
+    raise_errors: bool = True,
+    progress: Progress | None = None,
+    **options: Any,
+) -> list[Evaluation]:
+    """Evaluates many structures and returns the answers in their order.
+
+    Args:
+        structures: ASE Atoms, or ``Structure``; they are not changed.
+        model: name of the model, such as ``sevennet-0``.
+        raise_errors: raise the first structure's error. With False it is in that structure's ``error`` and the others go on.
+        progress: called after each structure.
+        options: those of ``iterate``.
+
+    Raises:
+        ForcegateError: the service or the model is not there; or, with ``raise_errors``, a structure's own error.
+    """
+    total = len(structures) if isinstance(structures, Sized) else None
+    results = []
+    for result in iterate(structures, model, **options):
+        if raise_errors and (error := result.error) is not None:
+            raise named(error, result)
+        results.append(result)
+        if progress is not None:
+            progress(len(results), total)
+    return results
+
+
+def named(error: errors.ForcegateError, result: Evaluation) -> errors.ForcegateError:
+    """The same error with the number and the formula of the structure in its sentence."""
+    again = type(error)(f"Structure {result.index} ({result.atoms.get_chemical_formula()}): {error.detail}", error.hint)
+    again.request_id = error.request_id
+    return again
+
+
+def iterate(
+    structures: Iterable[Atoms | Structure],
+    model: str,
+    *,
+    outputs: Sequence[str] = ("energy", "forces", "stress"),
+    head: str | None = None,
+    address: str | None = None,
+    in_flight: int = 64,
+    timeout: float = 300.0,
+    connect_timeout: float = 10.0,
+) -> Iterator[Evaluation]:
+    """Evaluates structures as they come and yields the answers in their order, in memory that does not grow with their number.
+
+    A structure that fails has its ``error`` set; the others go on. When the model's process dies, the structures that were being
+    evaluated are sent again one by one, so that only the one that kills it twice is refused.
+
+    Args:
+        structures: ASE Atoms, or ``Structure``; a generator will do.
+        model: name of the model.
+        outputs: what to compute: ``energy``, ``forces``, ``stress`` or a further output of the model. Stress is left out where
+            a structure is not periodic in all three directions.
+        head: head (MACE), modal (SevenNet) or task (UMA); the model's default where it is None.
+        address: ``host:port`` of Triton's gRPC; ``FORCEGATE_GRPC``, else ``127.0.0.1:8001``.
+        in_flight: requests that wait at the service at once, at most.
+        timeout: seconds for one structure from the first time it is sent, waiting behind others and retries included.
+        connect_timeout: seconds to wait at the start for a service that does not answer.
+
+    Raises:
+        ForcegateError: the service or the model is not there, or not for longer than ``timeout``.
+        UnknownHead, UnsupportedOutput: the model has no such head or output.
+    """
+    connection = Connection(model, address)
+    stream = _Stream(connection, outputs, head, max(1, in_flight), timeout)
+    try:
+        stream.provenance = _checked(connection, outputs, head, Attempts(timeout, connect_timeout))
+        yield from stream.run(structures)
+    finally:
+        stream.cancel()
+        connection.close()
+
+
+def _checked(connection: Connection, outputs: Sequence[str], head: str | None, attempts: Attempts) -> dict[str, str]:
+    parameters = connection.parameters(attempts)
+    heads = [name for name in parameters.get("heads", "").split(",") if name]
+    if head and head not in heads:
+        raise errors.UnknownHead(
+            f"The model {connection.model!r} has no head {head!r}.",
+            f"It has: {', '.join(heads)}." if heads else "It has a single head.",
+        )
+    known = ("energy", "forces", "stress", *extra_outputs(parameters))
+    if unknown := [name for name in outputs if name not in known]:
+        raise errors.UnsupportedOutput(
+            f"The model {connection.model!r} does not compute {', '.join(unknown)}.", f"It computes: {', '.join(known)}."
+        )
+    return connection.provenance(head, attempts)
+
+
+@dataclass
+class _Call:
+    index: int
+    atoms: Atoms
+    request: Any
+    attempts: Attempts
+    sent: float = 0.0
+    suspect: bool = False
+    """The model's process died while this structure was being evaluated."""
+
+
+class _Stream:
+    """Keeps requests in flight; everything but the hand-over of finished ones happens in the caller's thread."""
+
+    def __init__(self, connection: Connection, outputs: Sequence[str], head: str | None, in_flight: int, timeout: float) -> None:
+        self.provenance: dict[str, str] = {}
+        self._connection = connection
+        self._outputs, self._head, self._timeout = tuple(outputs), head, timeout
+        self._in_flight = in_flight
+        self._window = float(min(in_flight, FIRST_WINDOW))
+        self._narrowed = 0.0
+        self._flying: dict[int, grpc.Future] = {}
+        self._finished: SimpleQueue[tuple[_Call, grpc.Future]] = SimpleQueue()
+        self._again: list[tuple[float, int, _Call]] = []
+        self._suspects = 0
+        self._done: dict[int, Evaluation] = {}
+
+    def run(self, structures: Iterable[Atoms | Structure]) -> Iterator[Evaluation]:
+        """Sends, collects and yields in order until all is done."""
+        source = enumerate(structures)
+        read = given = 0
+        exhausted = False
+        while True:
+            while not exhausted and not self._again and self._room() and read - given < HELD_BACK * self._in_flight:
+                if (item := next(source, None)) is None:
+                    exhausted = True
+                else:
+                    read += 1
+                    self._start(*item)
+            self._send_again()
+            while given in self._done:
+                yield self._done.pop(given)
+                given += 1
+            if self._flying or self._again:
+                self._collect()
+            elif exhausted and given == read:
+                return
+
+    def cancel(self) -> None:
+        """Calls off what is still in flight."""
+        for future in list(self._flying.values()):
+            future.cancel()
+
+    def _room(self) -> bool:
+        return len(self._flying) < (1 if self._suspects else int(self._window))
+
+    def _start(self, index: int, item: Atoms | Structure) -> None:
+        if not isinstance(item, Atoms | Structure):
+            raise TypeError(f"Structure {index} is a {type(item).__name__}; ase.Atoms or forcegate.structure.Structure is needed.")
+        atoms = item.to_atoms() if isinstance(item, Structure) else item
+        try:
+            structure = item if isinstance(item, Structure) else from_atoms(item)
+        except errors.ForcegateError as error:
+            self._done[index] = Evaluation(index, atoms, error=error)
+            return
+        outputs = [name for name in self._outputs if name != "stress" or structure.pbc.all()]
+        request = self._connection.request([structure], outputs, self._head, new_request_id())
+        self._send(_Call(index, atoms, request, Attempts(self._timeout)))
+
+    def _send(self, call: _Call) -> None:
+        call.sent = time.monotonic()
+        future = self._connection.stub.ModelInfer.future(call.request, timeout=call.attempts.remaining)
+        self._flying[call.index] = future
+        future.add_done_callback(lambda done: self._finished.put((call, done)))
+
+    def _send_again(self) -> None:
+        while self._again and self._room() and self._again[0][0] <= time.monotonic():
+            self._send(heapq.heappop(self._again)[2])
+
+    def _collect(self) -> None:
+        """Waits for one answer, or until a call is due to be sent again."""
+        wait = None
+        if self._again and self._room():
+            wait = max(0.0, self._again[0][0] - time.monotonic())
+        try:
+            call, future = self._finished.get(timeout=wait)
+        except Empty:
+            return
+        del self._flying[call.index]
+        if (failure := future.exception()) is not None:
+            self._failed(call, failure)
+            return
+        self._connection.answered = True
+        self._adapt(time.monotonic() - call.sent)
+        results = results_of(decode(future.result()), len(call.atoms))
+        results.pop("free_energy", None)
+        known = {name: results.pop(name, None) for name in ("energy", "forces", "stress")}
+        self._finish(call, Evaluation(call.index, call.atoms, **known, extra=results, provenance=self.provenance))
+
+    def _failed(self, call: _Call, failure: Exception) -> None:
+        if not isinstance(failure, grpc.RpcError):
+            raise failure
+        error = self._connection.typed(failure)
+        if isinstance(error, errors.ModelCrashed) and not call.suspect:
+            call.suspect = True
+            self._suspects += 1
+        try:
+            pause = self._connection.pause_after(error, call.attempts)
+        except errors.ForcegateError as final:
+            final.request_id = call.request.id
+            if final.status in (404, 409, 503):  # the model or the service is gone: no other structure will fare better
+                raise
+            self._finish(call, Evaluation(call.index, call.atoms, error=final))
+        else:
+            heapq.heappush(self._again, (time.monotonic() + pause, call.index, call))
+
+    def _finish(self, call: _Call, evaluation: Evaluation) -> None:
+        self._suspects -= call.suspect
+        self._done[call.index] = evaluation
+
+    def _adapt(self, seconds: float) -> None:
+        # Waiting in the queue counts towards a request's deadline, so the queue is kept well under it.
+        now = time.monotonic()
+        if seconds <= self._timeout / 4:
+            self._window = min(self._in_flight, self._window + 1)
+        elif now - self._narrowed > seconds:
+            self._window, self._narrowed = max(1.0, self._window / 2), now
