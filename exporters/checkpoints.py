@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from forcefields.catalogue import Catalogue, Variant
-from forcefields.runtime.loading import sha256, verify_checkpoint
+from forcefields.verification import sha256, verify_checkpoint
 from forcegate.errors import CheckpointMismatch, CheckpointMissing, SetupError
 
 
@@ -51,9 +51,10 @@ def _source(catalogue: Catalogue, variant: Variant, environments: Path) -> Path:
     if checkpoint.source == "family":
         return catalogue.family_of(variant).folder / checkpoint.path
     if checkpoint.source == "package":
+        environment = catalogue.family_of(variant).environment
         # Found on disk and not by import: importing the package takes seconds, and runs in another Python.
-        found = sorted((environments / variant.family).glob(f"lib/python3*/site-packages/{checkpoint.module}"))
-        return (found[0] if found else environments / variant.family) / checkpoint.path
+        found = sorted((environments / environment).glob(f"lib/python3*/site-packages/{checkpoint.module}"))
+        return (found[0] if found else environments / environment) / checkpoint.path
     raise SetupError(f"{variant.name}: the checkpoint source {checkpoint.source!r} is not known.", "Correct family.toml.")
 
 

@@ -30,6 +30,7 @@ class CHGNetForceField(ForceField):
         self.cutoff = float(model.graph_converter.atom_graph_cutoff)
         self.elements = elements
         self._model, self._device = model, device
+        self._biased = bool(model.model_args.get("mlp_out_bias"))
 
     @classmethod
     def load(cls, checkpoint: Path, variant: Variant, device: str) -> CHGNetForceField:
@@ -52,6 +53,18 @@ class CHGNetForceField(ForceField):
 
     def evaluate(self, graphs: Sequence[Graph], outputs: frozenset[str]) -> list[Result]:
         """One forward and, where forces or stress are wanted, one backward pass over all graphs."""
+        if not self._biased:
+            return self._evaluate(graphs, outputs)
+        # The bias of 0.2.0 changes the bonds of a structure without angles, but the package skips that layer when no structure
+        # of the batch has any. A rare gas would get one energy alone and another among crystals: 0.26 eV/A in its forces.
+        results: dict[int, Result] = {}
+        for with_angles in (True, False):
+            chosen = [k for k, graph in enumerate(graphs) if (len(graph.payload.bond_graph) > 0) == with_angles]
+            if chosen:
+                results |= zip(chosen, self._evaluate([graphs[k] for k in chosen], outputs), strict=True)
+        return [results[k] for k in range(len(graphs))]
+
+    def _evaluate(self, graphs: Sequence[Graph], outputs: frozenset[str]) -> list[Result]:
         crystals = [graph.payload.to(self._device) for graph in graphs]
         gradients = bool(outputs & {"forces", "stress"})
         with torch.set_grad_enabled(gradients):

@@ -136,7 +136,8 @@ def normalise(structure: Structure, cutoff: float) -> Structure:
     fractional -= np.floor(fractional)
     # A coordinate just below 0 comes out of floor as exactly 1.
     fractional[fractional >= 1.0] = 0.0
-    return replace(structure, positions=fractional @ cell, cell=cell, pbc=np.ones(3, dtype=bool))
+    numbers = np.ascontiguousarray(structure.numbers)
+    return replace(structure, numbers=numbers, positions=fractional @ cell, cell=cell, pbc=np.ones(3, dtype=bool))
 
 
 def _completed_cell(structure: Structure, cutoff: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,213 @@
+"""Builds what models and server run in: one pinned virtual environment per family, and one with tritonserver.
+
+An environment is complete when its stamp is there and says what it was built from; anything else is built again. Two builders
+at once wait for each other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from forcefields.catalogue import Family
+from forcegate.errors import SetupError
+
+TRITON = "triton"
+STAMP = ".forcegate.json"
+FREE_DISK_GB = {"family": 3.0, TRITON: 0.6}
+"""Free disk below which building is not begun: a family with a CUDA build of torch needs more, and pip's words for a full disk
+come late and are long."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One environment to be built.
+
+    Attributes:
+        name: its folder below ``environments/``.
+        requirements: file with its pins.
+        project: whether this repository is installed into it (without dependencies, so that pins stay pins).
+    """
+
+    name: str
+    requirements: Path
+    project: bool
+
+    def fingerprint(self, root: Path) -> str:
+        """A hash of all that the environment is built from."""
+        digest = hashlib.sha256(self.requirements.read_bytes())
+        digest.update(f"{sys.version_info[:3]} {sys._base_executable} {root.resolve() if self.project else ''}".encode())  # type: ignore[attr-defined]
+        return digest.hexdigest()
+
+
+def of_family(family: Family, folder_of_environments: dict[str, Path]) -> Environment:
+    """The environment of a family; one that shares another's takes that one's requirements."""
+    return Environment(family.environment, folder_of_environments.get(family.environment, family.requirements), project=True)
+
+
+def of_triton(root: Path) -> Environment:
+    """The environment of the embedded tritonserver. Its wheel alone: of its dependencies the server needs none."""
+    return Environment(TRITON, root / "triton_configs" / "requirements.txt", project=False)
+
+
+def complete(environment: Environment, root: Path) -> bool:
+    """Whether the environment is there and up to date."""
+    try:
+        stamp = json.loads((root / "environments" / environment.name / STAMP).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(stamp["fingerprint"] == environment.fingerprint(root))
+
+
+def ensure(environment: Environment, root: Path, say: Say) -> bool:
+    """Builds an environment unless it is complete.
+
+    Returns:
+        Whether it was built.
+
+    Raises:
+        SetupError: no uv, no disk, no network, no libpython: one sentence each.
+    """
+    if complete(environment, root):
+        return False
+    with _locked(root / "environments" / f".{environment.name}.lock", say, environment.name):
+        if complete(environment, root):
+            return False
+        _build(environment, root, say)
+    return True
+
+
+def _build(environment: Environment, root: Path, say: Say) -> None:
+    folder = root / "environments" / environment.name
+    _enough_disk(folder.parent, FREE_DISK_GB.get(environment.name, FREE_DISK_GB["family"]))
+    library = _libpython()
+    pins = [line for line in environment.requirements.read_text().splitlines() if line and not line.startswith("#")]
+    say(f"environment {environment.name}: installing {len(pins)} pinned packages")
+    started = time.perf_counter()
+    shutil.rmtree(folder, ignore_errors=True)
+    python = str(folder / "bin" / "python")
+    _uv(root, "venv", "--quiet", "--python", sys._base_executable, str(folder))  # type: ignore[attr-defined]
+    extra = [] if environment.project else ["--no-deps"]
+    _uv(root, "pip", "install", "--python", python, *extra, "-r", str(environment.requirements))
+    if environment.project:
+        _uv(root, "pip", "install", "--quiet", "--python", python, "--no-deps", "--editable", str(root))
+    # The stub loads the libpython that it finds first. The system's, of another patch level, would break imports.
+    (folder / "lib" / library.name).unlink(missing_ok=True)
+    (folder / "lib" / library.name).symlink_to(library)
+    if environment.name == TRITON:
+        _arrange_backend(folder)
+    (folder / STAMP).write_text(json.dumps({"fingerprint": environment.fingerprint(root), "seconds": round(time.perf_counter() - started, 1)}))
+    say(f"environment {environment.name}: ready after {time.perf_counter() - started:.0f} s")
+
+
+def _arrange_backend(folder: Path) -> None:
+    """A backend directory of ours with the stub for this Python beside the backend: Triton looks for it there alone."""
+    wheel = site_packages(folder) / "pytriton" / "tritonserver"
+    target = folder / "backends" / "python"
+    target.mkdir(parents=True)
+    for path in (wheel / "backends" / "python").iterdir():
+        (target / path.name).symlink_to(path.resolve())
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise SetupError(f"Triton's wheel has no stub for Python {version}.", "Use Python 3.11 or 3.12.")
+    (target / stub.name).unlink(missing_ok=True)
+    (target / stub.name).symlink_to(stub.resolve())
+    for executable in (stub, wheel / "bin" / "tritonserver"):
+        executable.chmod(0o755)
+
+
+def site_packages(folder: Path) -> Path:
+    """Where an environment's packages are."""
+    return next(iter(sorted(folder.glob("lib/python3*/site-packages"))), folder / "lib")
+
+
+def check(environment: Environment, root: Path) -> None:
+    """Makes sure that an environment can be loaded from; Triton 2.51 hangs for ever on one without libpython.
+
+    Raises:
+        SetupError: what is missing.
+    """
+    folder = root / "environments" / environment.name
+    if not complete(environment, root):
+        raise SetupError(f"The environment {environment.name} is not built.", "Run `make serve`.")
+    library = folder / "lib" / _libpython().name
+    if not library.exists():
+        raise SetupError(f"The environment {environment.name} has no {library.name}.", f"Remove {folder} and run `make serve` again.")
+
+
+def _libpython() -> Path:
+    """The shared library of the Python that the environments are made from.
+
+    Raises:
+        SetupError: this Python has none.
+    """
+    name = sysconfig.get_config_var("INSTSONAME") or ""
+    folders = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64"]
+    for folder in folders:
+        if ".so" in name and folder and (path := Path(folder) / name).exists():
+            return path.resolve()
+    wanted = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    raise SetupError(
+        f"{wanted} of {sys.base_prefix} was not found, and Triton's model processes need it.",
+        f"Install it (Debian and Ubuntu: apt-get install libpython{sys.version_info.major}.{sys.version_info.minor}), "
+        "or use a Python that was built with --enable-shared.",
+    )
+
+
+def _uv(root: Path, *arguments: str) -> None:
+    """Runs uv with the machine's own settings; its progress goes to the terminal."""
+    environment = dict(os.environ)
+    environment.pop("VIRTUAL_ENV", None)
+    if "UV_FIND_LINKS" not in environment and environment.get("PIP_FIND_LINKS"):
+        environment["UV_FIND_LINKS"] = environment["PIP_FIND_LINKS"]
+    local = root / "environments" / "uv" / "bin" / "uv"
+    program = str(local) if local.exists() else shutil.which("uv")
+    if program is None:
+        raise SetupError("uv was not found.", "Run `make serve`, which installs it into environments/uv.")
+    terminal = sys.stderr.isatty()
+    result = subprocess.run([program, *arguments], env=environment, check=False, text=True, stderr=None if terminal else subprocess.PIPE)
+    if result.returncode:
+        _explain(arguments, result.stderr or "")
+
+
+def _explain(arguments: tuple[str, ...], said: str) -> None:
+    low = said.lower()
+    if any(sign in low for sign in ("dns error", "failed to fetch", "error sending request", "network is unreachable", "connection refused")):
+        raise SetupError("The package registry cannot be reached.", "Check the network, or set UV_FIND_LINKS to a folder with the wheels.")
+    if "no space left" in low:
+        raise SetupError("The disk is full.", "Make room below environments/ and in uv's cache (`uv cache dir`).")
+    tail = " ".join(said.strip().split())[-400:]
+    raise SetupError(f"uv {arguments[0]} failed: {tail or 'see its output above'}", "")
+
+
+def _enough_disk(folder: Path, need: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < need:
+        raise SetupError(f"Only {free:.1f} GB of disk are free; building this environment takes up to {need:.1f} GB.", "Make room and try again.")
+
+
+@contextmanager
+def _locked(path: Path, say: Say, name: str) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"environment {name}: another process is building it, waiting")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

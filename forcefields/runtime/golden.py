@@ -1,0 +1,68 @@
+"""The structures on which a model's readiness is judged, and the energies recorded for them when it was exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk, fcc100, molecule
+
+from forcefields.catalogue import Variant
+from forcegate.structure import Structure, from_atoms
+
+
+def structures(variant: Variant) -> dict[str, Structure]:
+    """Small structures of the elements that ``variant`` knows: crystals first, then a molecule and a slab.
+
+    Displaced at random with a fixed seed, so that no force and no component of the stress is zero by symmetry.
+    """
+    perovskite = Atoms(
+        "SrTiO3",
+        scaled_positions=[(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)],
+        cell=[3.905] * 3,
+        pbc=True,
+    )
+    candidates = {
+        "Cu fcc": bulk("Cu", "fcc", a=3.61, cubic=True),
+        "NaCl rocksalt": bulk("NaCl", "rocksalt", a=5.64),
+        "SrTiO3 perovskite": perovskite,
+        "Ar fcc": bulk("Ar", "fcc", a=5.26, cubic=True),
+        "H2O molecule": molecule("H2O"),
+        "Ar3 cluster": Atoms("Ar3", positions=[(0, 0, 0), (3.8, 0, 0), (1.9, 3.3, 0)]),
+        "Al slab": fcc100("Al", (1, 1, 3), vacuum=0.0, periodic=False),
+        "Ar slab": fcc100("Ar", (1, 1, 3), a=5.26, vacuum=0.0, periodic=False),
+    }
+    chosen = {}
+    for name, atoms in candidates.items():
+        if set(atoms.numbers.tolist()) <= set(variant.elements):
+            chosen[name] = from_atoms(displaced(atoms))
+    return chosen
+
+
+def displaced(atoms: Atoms, amplitude: float = 0.08, strain: float = 0.02) -> Atoms:
+    """A copy with positions and cell displaced at random, the same each time."""
+    generator = np.random.default_rng(20240711)
+    atoms = atoms.copy()
+    deformation = np.eye(3) + generator.uniform(-strain, strain, (3, 3))
+    atoms.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
+    atoms.positions += generator.uniform(-amplitude, amplitude, atoms.positions.shape)
+    return atoms
+
+
+def recorded(golden: Path, variant: Variant) -> dict[str, float] | None:
+    """The recorded energies in eV by structure, or None when this checkpoint has none."""
+    if not golden.is_file():
+        return None
+    entry = json.loads(golden.read_text()).get(variant.name)
+    if entry is None or entry["checkpoint_sha256"] != variant.checkpoint.sha256:
+        return None
+    return dict(entry["energies"])
+
+
+def record(golden: Path, variant: Variant, energies: dict[str, float]) -> None:
+    """Writes the energies of one variant among those of its family."""
+    data = json.loads(golden.read_text()) if golden.is_file() else {}
+    data[variant.name] = {"checkpoint_sha256": variant.checkpoint.sha256, "unit": "eV", "energies": energies}
+    golden.write_text(json.dumps(dict(sorted(data.items())), indent=2) + "\n")

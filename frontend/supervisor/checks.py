@@ -1,0 +1,66 @@
+"""What has to be true before the service starts; what is not is told in one sentence."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import psutil
+
+from forcegate.errors import SetupError
+from frontend.settings import PREFIX, Settings
+
+MEMORY_PER_MODEL_GB = 1.0
+"""Resident memory of a loaded model with room for small batches (measured: 0.4 to 0.95 GB, 1.4 for UMA)."""
+SHARED_MEMORY_MB = 128
+DISK_GB = 0.2
+
+
+def check_machine(settings: Settings) -> None:
+    """Ports, memory, disk and shared memory.
+
+    Raises:
+        SetupError: one of them does not do.
+    """
+    _ports(settings)
+    need = MEMORY_PER_MODEL_GB * len(settings.models) + 0.5
+    free = psutil.virtual_memory().available / 1e9
+    if free < need:
+        raise SetupError(
+            f"{free:.1f} GB of memory are free, and {len(settings.models)} models need about {need:.1f} GB.",
+            f"Load fewer models ({PREFIX}MODELS), or end other programs.",
+        )
+    settings.state.mkdir(parents=True, exist_ok=True)
+    if (disk := shutil.disk_usage(settings.state).free / 1e9) < DISK_GB:
+        raise SetupError(f"Only {disk:.2f} GB of disk are free at {settings.state}.", f"Make room, or set {PREFIX}STATE to another folder.")
+    if (shared := shutil.disk_usage("/dev/shm").free / 1e6) < SHARED_MEMORY_MB:  # noqa: S108
+        raise SetupError(
+            f"Only {shared:.0f} MB of shared memory (/dev/shm) are free; models need {SHARED_MEMORY_MB} MB.",
+            "In a container, start it with --shm-size=1g.",
+        )
+    if settings.device == "cuda" and not Path("/proc/driver/nvidia/version").exists():
+        raise SetupError("The device is set to cuda, and this machine has no NVIDIA driver.", f"Set {PREFIX}DEVICE to cpu or auto.")
+
+
+def _ports(settings: Settings) -> None:
+    wanted = {
+        "port": (settings.host, settings.port),
+        "grpc_port": ("127.0.0.1", settings.grpc_port),
+        "metrics_port": ("127.0.0.1", settings.metrics_port),
+        "http_port": ("127.0.0.1", settings.http_port),
+    }
+    seen: dict[int, str] = {}
+    for name, (host, port) in wanted.items():
+        if port in seen:
+            raise SetupError(f"{name} and {seen[port]} are both {port}.", f"Set {PREFIX}{name.upper()} to another port.")
+        seen[port] = name
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise SetupError(
+                    f"Port {port} on {host} ({name}) cannot be used: {error.strerror}.",
+                    f"End the program that has it, or set {PREFIX}{name.upper()} to another port.",
+                ) from None

@@ -1,0 +1,82 @@
+"""One child process: started so that it cannot outlive its parent, logged to a file, stopped by its id."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+LARGEST_LOG = 50 * 2**20
+"""Bytes. A longer log is set aside when the process starts again."""
+
+
+class ChildProcess:
+    """A child with its log file."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        self.name, self.log = name, log
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has been started and not ended."""
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Starts it in a session of its own: Ctrl-C in the terminal reaches the supervisor alone, which stops all in order."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.log.exists() and self.log.stat().st_size > LARGEST_LOG:
+            self.log.replace(self.log.with_suffix(".old"))
+        parent = os.getpid()
+        with self.log.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                env=dict(environment),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509
+            )
+
+    async def wait(self) -> int:
+        """Waits for its end and returns the exit status, negative for a signal."""
+        assert self._process is not None
+        return await self._process.wait()
+
+    async def stop(self, patience: float) -> None:
+        """SIGTERM, and SIGKILL when it has not ended after ``patience`` seconds."""
+        if self._process is None or not self.running:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self._process.wait(), patience)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    def tail(self, lines: int = 15) -> str:
+        """The end of its log."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 16_384))
+                return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+
+def _die_with(parent: int) -> None:
+    """Runs in the child: the kernel sends it SIGTERM when its parent ends, however that ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before the call above
+        os._exit(1)

@@ -1,0 +1,129 @@
+"""The embedded tritonserver: its command line, its model processes, and what it leaves behind when it is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from forcefields.runtime.settings import ModelSettings
+from frontend.settings import Settings
+
+STUB = "triton_python_backend_stub"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+"""glibc otherwise gives the pages of every forward pass back and takes them again: up to three times the run time. The price is
+that a model's resident memory stays at its peak."""
+
+
+def command(settings: Settings, foreign: Path) -> list[str]:
+    """The command line of tritonserver; ``foreign`` is the repository of families from elsewhere."""
+    environment = settings.environments / "triton"
+    wheel = next((environment / "lib").glob("python3*/site-packages/pytriton/tritonserver"))
+    repositories = [settings.repository] + ([foreign] if foreign.is_dir() else [])
+    return [
+        str((wheel / "bin" / "tritonserver").resolve()),
+        *(f"--model-repository={path.resolve()}" for path in repositories),
+        f"--backend-directory={(environment / 'backends').resolve()}",
+        "--model-control-mode=explicit",
+        "--disable-auto-complete-config",
+        "--exit-on-error=false",
+        "--strict-readiness=false",
+        # This server is known to have holes in its network interfaces, so it never listens beyond loopback.
+        "--grpc-address=127.0.0.1",
+        f"--grpc-port={settings.grpc_port}",
+        "--http-address=127.0.0.1",
+        f"--http-port={settings.http_port}",
+        "--metrics-address=127.0.0.1",
+        f"--metrics-port={settings.metrics_port}",
+        "--metrics-config=summary_latencies=true",
+        f"--exit-timeout-secs={max(1, round(settings.drain_seconds))}",
+        f"--backend-config=python,shm-region-prefix-name={prefix(settings)}",
+        # gRPC's ping policy would end the connections of clients that keep an idle channel alive.
+        "--grpc-http2-max-pings-without-data=0",
+        "--grpc-http2-min-recv-ping-interval-without-data=5000",
+    ]
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables of tritonserver, which its model processes inherit."""
+    libraries = next((settings.environments / "triton" / "lib").glob("python3*/site-packages/nvidia_pytriton.libs"))
+    model = ModelSettings(
+        state=settings.state.resolve(),
+        gate=settings.gate,
+        watchdog_seconds=settings.watchdog_seconds,
+        max_atoms=settings.max_atoms,
+        memory_gb=settings.memory_gb,
+        log_level=settings.log_level,
+    )
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("FORCEGATE_", "PYTHON", "VIRTUAL_ENV"))}
+    variables = inherited | ALLOCATOR | model.as_environment()
+    variables |= {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    variables["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(libraries.resolve()), inherited.get("LD_LIBRARY_PATH")]))
+    variables["FORCEGATE_FAMILIES"] = settings.families
+    variables["PYTHONUNBUFFERED"] = "1"
+    if settings.device == "cpu":
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return variables
+
+
+def prefix(settings: Settings) -> str:
+    """Begins the name of every shared-memory region of this service, and of no other: two cannot share a gRPC port."""
+    return f"forcegate_{settings.grpc_port}_"
+
+
+def model_processes(server: int) -> dict[int, str]:
+    """The model processes of a running server: process id -> model name."""
+    found = {}
+    try:
+        children = psutil.Process(server).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return {}
+    for child in children:
+        try:
+            if child.name()[:15] == STUB[:15] and child.status() != psutil.STATUS_ZOMBIE and (model := _model_of(child.cmdline())):
+                found[child.pid] = model
+        except psutil.Error:
+            continue
+    return found
+
+
+def _model_of(arguments: Iterable[str]) -> str | None:
+    """The model's name, from the path of its model.py in the arguments of the stub."""
+    for argument in arguments:
+        path = Path(argument)
+        if path.name == "model.py":
+            return path.parent.parent.name
+    return None
+
+
+def clean_up(settings: Settings, processes: Iterable[int]) -> list[str]:
+    """Ends the model processes of a server that has died, and removes its shared memory.
+
+    Args:
+        processes: ids that ``model_processes`` gave while the server was alive.
+
+    Returns:
+        What was left behind, for the log.
+    """
+    left = []
+    for pid in processes:
+        try:
+            process = psutil.Process(pid)
+            if process.name()[:15] == STUB[:15] and process.ppid() in (1, os.getpid()):
+                os.kill(pid, signal.SIGKILL)
+                left.append(f"process {pid}")
+        except (psutil.Error, ProcessLookupError):
+            continue
+    for path in SHARED_MEMORY.glob(f"{prefix(settings)}*"):
+        path.unlink(missing_ok=True)
+        left.append(path.name)
+    return left
