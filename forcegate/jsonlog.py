@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -34,9 +34,9 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
-def configure(level: str, **constant: str) -> None:
-    """Sends all logging of this process to standard error as JSON; ``constant`` is added to every line."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure(level: str, stream: TextIO | None = None, **constant: str) -> None:
+    """Sends all logging of this process to ``stream`` (standard error) as JSON; ``constant`` is added to every line."""
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter(**constant))
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -38,7 +38,10 @@ class Settings(BaseSettings):
     threads: int = Field(
         default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, description="Threads of each model process (OMP_NUM_THREADS)."
     )
-    root: Path = Field(Path(), description="Folder of the repository: `environments/` and `model_repository/` are below it.")
+    root: Path = Field(
+        default_factory=lambda: Path() if Path("model_repository").is_dir() else Path(__file__).parents[1],
+        description="Folder of the repository: `environments/` and `model_repository/` are below it.",
+    )
     state: Path = Field(Path("var"), description="Folder for logs, reports and other state.")
     families: str = Field("", description="Further folders with families of your own, separated by colons.")
     gate: Literal["full", "cached"] = Field(

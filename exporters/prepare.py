@@ -1,0 +1,38 @@
+"""Everything that has to be on disk before models can be loaded: environments, checkpoints, repository entries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporters import checkpoints, environments, repository
+from forcefields.catalogue import Catalogue
+from forcegate.errors import CheckpointMismatch, CheckpointMissing
+
+FOREIGN = "model_repository"
+"""Folder in the state folder with the entries of families from elsewhere."""
+
+
+def prepare(root: Path, state: Path, catalogue: Catalogue, names: list[str], say: environments.Say) -> None:
+    """Builds what the named variants need. A checkpoint that is missing or differs is told and costs that variant alone.
+
+    Raises:
+        SetupError: an environment cannot be built.
+    """
+    variants = [catalogue.resolve(name) for name in names]
+    requirements = {family.name: family.requirements for family in catalogue.families.values()}
+    wanted = [environments.of_triton(root)]
+    for name in dict.fromkeys(variant.family for variant in variants):
+        wanted.append(environments.of_family(catalogue.families[name], requirements))
+    for environment in wanted:
+        environments.ensure(environment, root, say)
+        environments.check(environment, root)
+    own = root / "model_repository"
+    for path in repository.write(catalogue, own) + repository.write_foreign(catalogue, state / FOREIGN, root / "environments"):
+        say(f"repository: wrote {path.parent.name}/{path.name}")
+    at_home = {variant.name for variant in repository.own_variants(catalogue)}
+    for variant in variants:
+        target = own if variant.name in at_home else state / FOREIGN
+        try:
+            checkpoints.place(catalogue, variant, target, root / "environments")
+        except (CheckpointMissing, CheckpointMismatch) as error:
+            say(f"{variant.name}: {error}")

@@ -1,0 +1,171 @@
+"""What a person sees of ``forcegate serve``: progress, a table of models, where to go next, and a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from forcefields import catalogue as catalogues
+from forcefields.catalogue import Catalogue
+from forcegate import jsonlog
+from forcegate.errors import SetupError
+from frontend.settings import Settings
+from frontend.supervisor.checks import check_machine
+from frontend.supervisor.service import Loaded, Service
+
+Prepare = Callable[[Settings, Catalogue, list[str], Callable[[str], None]], None]
+
+EXAMPLE = """{"model_name": "%s", "atoms": {"symbols": ["%s"], "positions": [[0, 0, 0]], "cell": [[0, %s, %s], [%s, 0, %s], [%s, %s, 0]]}}"""
+
+
+def run(settings: Settings, prepare: Prepare, setup_only: bool = False) -> int:
+    """Prepares, serves until SIGINT or SIGTERM, stops everything.
+
+    Returns:
+        The exit status: 0 after a requested stop, 1 when the service could not be kept alive.
+
+    Raises:
+        SetupError: it cannot be started; the sentence says why.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+
+    def say(line: str) -> None:
+        console.print(f"[dim]{datetime.now(UTC):%H:%M:%S}[/] {line}", markup=True)
+
+    if settings.families:
+        os.environ[catalogues.EXTRA_FAMILIES] = settings.families
+    catalogue = catalogues.load()
+    names = list(dict.fromkeys(catalogue.resolve(name).name for name in settings.models))
+    with _owned(settings):
+        if not setup_only:
+            check_machine(settings)
+        prepare(settings, catalogue, names, say)
+        if setup_only:
+            return 0
+        # The supervisor's own log; what a person should see goes through `say`.
+        (settings.state / "logs").mkdir(parents=True, exist_ok=True)
+        jsonlog.configure(settings.log_level, process="supervisor", stream=(settings.state / "logs" / "supervisor.log").open("a"))
+        return asyncio.run(_serve(settings, catalogue, names, say, console))
+
+
+async def _serve(settings: Settings, catalogue: Catalogue, names: list[str], say: Callable[[str], None], console: Console) -> int:
+    service = Service(settings, catalogue, settings.state / "model_repository", say)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        start = asyncio.create_task(_start(service, settings, catalogue, names, say, console))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            start.cancel()
+            await asyncio.gather(start, return_exceptions=True)
+            return 0
+        start.result()
+        await asyncio.wait({stopped, service.failed}, return_when=asyncio.FIRST_COMPLETED)
+        if service.failed.done():
+            say(f"[red]{service.failed.result()}[/]")
+            return 1
+        return 0
+    finally:
+        say("stopping: requests in flight finish first")
+        await service.stop()
+        say("stopped, nothing is left behind")
+
+
+async def _start(
+    service: Service, settings: Settings, catalogue: Catalogue, names: list[str], say: Callable[[str], None], console: Console
+) -> None:
+    started = time.monotonic()
+    say("starting tritonserver")
+    await service.start_triton()
+    say(f"tritonserver answers after {time.monotonic() - started:.1f} s; loading {', '.join(names)} and running their readiness gates")
+
+    async def load(name: str) -> Loaded:
+        outcome = await service.load(catalogue.resolve(name))
+        say(f"{name}: {'ready' if outcome.error is None else '[red]not served[/]'} after {outcome.seconds:.1f} s")
+        return outcome
+
+    outcomes = await asyncio.gather(*(load(name) for name in names))
+    await service.start_gateway()
+    service.keep_alive()
+    console.print(_table(outcomes))
+    for outcome in outcomes:
+        if outcome.error is not None:
+            console.print(f"[red]{outcome.variant.name}[/]: {outcome.error}")
+    for line in _where_to_go(settings, outcomes):
+        console.print(line, markup=False)
+    say(f"serving after {time.monotonic() - started:.1f} s; Ctrl-C stops everything")
+
+
+def _table(outcomes: list[Loaded]) -> Table:
+    table = Table("model", "checkpoint", "gate", "nearest to its tolerance", "device", "memory", "seconds")
+    for outcome in outcomes:
+        gate = outcome.report.get("gate") if outcome.error is None else None
+        checks: list[dict[str, Any]] = gate["checks"] if gate else []
+        passed = f"{sum(check['passed'] for check in checks)}/{len(checks)}" + (" (golden now)" if gate and gate["mode"] == "golden" else "")
+        measured = [check for check in checks if check["deviation"] is not None]
+        worst = max(measured, key=lambda check: check["deviation"] / check["tolerance"], default=None)
+        table.add_row(
+            outcome.variant.name,
+            outcome.variant.checkpoint.sha256[:12],
+            f"[green]{passed}[/]" if outcome.error is None else f"[red]{outcome.error.code}[/]",
+            f"{worst['name']}: {worst['deviation']:.1e} of {worst['tolerance']:.0e} {worst['unit']}" if worst else "",
+            str(outcome.report.get("device", "")) if gate else "",
+            f"{outcome.report.get('resident_mb', 0)} MB" if gate else "",
+            f"{outcome.seconds:.1f}",
+        )
+    return table
+
+
+def _where_to_go(settings: Settings, outcomes: list[Loaded]) -> Iterator[str]:
+    url = f"http://{settings.host}:{settings.port}"
+    yield f"REST     {url}  (documentation at {url}/docs)"
+    yield f"gRPC     {settings.grpc_address}    metrics http://127.0.0.1:{settings.metrics_port}/metrics and {url}/metrics"
+    yield f"logs     {settings.state / 'logs'}"
+    ready = next((outcome.variant for outcome in outcomes if outcome.error is None), None)
+    if ready is not None:
+        symbol, half = ("Cu", "1.805") if 29 in ready.elements else ("Ar", "2.63")
+        body = EXAMPLE % (ready.name, symbol, *(half,) * 6)
+        yield "try      " + f"curl -s {url}/api/v1/single_point -H 'Content-Type: application/json' -d '{body}'"
+
+
+@contextmanager
+def _owned(settings: Settings) -> Iterator[None]:
+    """Two services on one state folder would write into each other's reports and logs."""
+    path: Path = settings.state / "service.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise SetupError(f"The state folder {settings.state} cannot be written: {error.strerror}.", "Set FORCEGATE_STATE.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            told = file.read().strip() or "{}"
+            raise SetupError(
+                f"A service is running already on the state folder {settings.state}: {told}.",
+                "Stop it, or set FORCEGATE_STATE and the ports to others.",
+            ) from None
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "port": settings.port, "grpc_port": settings.grpc_port}))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)

@@ -1,0 +1,191 @@
+"""The service: tritonserver, the models that it serves, and the gateway, kept alive until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forcefields.catalogue import Catalogue, Variant
+from forcegate.errors import ForcegateError, SetupError
+from frontend.settings import PREFIX, Settings
+from frontend.supervisor import triton
+from frontend.supervisor.process import ChildProcess
+from frontend.supervisor.watch import ModelWatch
+from frontend.triton import canary
+from frontend.triton.control import TritonControl
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 60.0
+"""Time that tritonserver or the gateway gets to answer."""
+LIFE_SECONDS = 10.0
+"""A process that ends sooner after its start counts as failing to start."""
+ATTEMPTS = 5
+"""Failed starts in a row after which the service gives up."""
+
+
+@dataclass
+class Loaded:
+    """The outcome of loading one model, for the table at the start."""
+
+    variant: Variant
+    seconds: float
+    error: ForcegateError | None
+    report: dict[str, Any]
+
+
+class Service:
+    """Starts, watches and stops the processes.
+
+    Args:
+        foreign: repository of the families from elsewhere.
+        say: told, in one line each, what a person at the terminal should know.
+    """
+
+    def __init__(self, settings: Settings, catalogue: Catalogue, foreign: Path, say: Callable[[str], None]) -> None:
+        self._settings, self._catalogue, self._foreign, self._say = settings, catalogue, foreign, say
+        logs = settings.state / "logs"
+        self._triton = ChildProcess("tritonserver", logs / "triton.log")
+        self._gateway = ChildProcess("gateway", logs / "gateway.log")
+        self._control = TritonControl(settings.grpc_address)
+        self._watch = ModelWatch(self._control, lambda: self._triton.pid if self._triton.running else None)
+        self._stopping = False
+        self._keepers: list[asyncio.Task[None]] = []
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Set, with the reason, when the service cannot be kept alive."""
+
+    async def start_triton(self) -> None:
+        """Starts tritonserver and waits until it answers.
+
+        Raises:
+            SetupError: it ended, or did not answer in time; the end of its log is in the message.
+        """
+        await self._triton.start(triton.command(self._settings, self._foreign), triton.environment(self._settings))
+        deadline = time.monotonic() + START_SECONDS
+        while not await self._control.ready():
+            if not self._triton.running or time.monotonic() > deadline:
+                ended = "ended" if not self._triton.running else f"did not answer within {START_SECONDS:.0f} s"
+                await self._triton.stop(5)
+                raise SetupError(f"tritonserver {ended}.", f"The end of {self._triton.log}:\n{self._triton.tail()}")
+            await asyncio.sleep(0.05)
+
+    async def load(self, variant: Variant) -> Loaded:
+        """Loads one model, which runs its gate, and sends a canary through the wire. What fails is in the outcome."""
+        started = time.monotonic()
+        error: ForcegateError | None = None
+        try:
+            await self._control.load(variant.name)
+            self._watch.refresh()
+            await canary.check(self._settings.grpc_address, self._catalogue, variant)
+        except ForcegateError as failure:
+            error = failure
+        return Loaded(variant, time.monotonic() - started, error, self._report(variant))
+
+    def _report(self, variant: Variant) -> dict[str, Any]:
+        try:
+            data = json.loads((self._settings.state / "reports" / f"{variant.name}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
+    async def start_gateway(self) -> None:
+        """Starts the gateway and waits until its port answers.
+
+        Raises:
+            SetupError: it ended, or did not answer in time.
+        """
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+        environment |= gateway_environment(self._settings)
+        await self._gateway.start([sys.executable, "-m", "frontend.gateway"], environment)
+        deadline = time.monotonic() + START_SECONDS
+        while not await _answers(self._settings.host, self._settings.port):
+            if not self._gateway.running or time.monotonic() > deadline:
+                await self._gateway.stop(5)
+                raise SetupError("The gateway did not start.", f"The end of {self._gateway.log}:\n{self._gateway.tail()}")
+            await asyncio.sleep(0.05)
+
+    def keep_alive(self) -> None:
+        """From now on a process that ends is started again, and a model whose process dies is brought back."""
+        self._keepers = [
+            asyncio.create_task(self._keep("tritonserver", self._triton, self._restart_triton)),
+            asyncio.create_task(self._keep("gateway", self._gateway, self.start_gateway)),
+            asyncio.create_task(self._watch.run()),
+        ]
+
+    async def _keep(self, name: str, process: ChildProcess, restart: Callable[[], Any]) -> None:
+        failures = 0
+        while not self._stopping:
+            started = time.monotonic()
+            status = await process.wait() if process.running else -1
+            if self._stopping:
+                return
+            failures = failures + 1 if time.monotonic() - started < LIFE_SECONDS else 0
+            self._say(f"{name} ended with status {status}; starting it again")
+            log.error("process ended", extra={"name_": name, "status": status, "failures": failures})
+            if failures >= ATTEMPTS:
+                if not self.failed.done():
+                    self.failed.set_result(f"{name} ended {failures} times in a row; see {process.log}.")
+                return
+            await asyncio.sleep(0.2 * 2**failures - 0.2)
+            try:
+                await restart()
+            except SetupError as error:
+                log.error("restart failed", extra={"name_": name, "detail": str(error)})
+                continue
+            self._say(f"{name} is back after {time.monotonic() - started:.1f} s" if failures else f"{name} is back")
+
+    async def _restart_triton(self) -> None:
+        self._watch.restarting = True
+        left = triton.clean_up(self._settings, self._watch.processes)
+        log.warning("cleaned up after tritonserver", extra={"left": left})
+        await self.start_triton()
+
+        async def again(name: str) -> None:
+            try:
+                await self._control.load(name)
+            except ForcegateError as error:
+                log.error("model not restored", extra={"model": name, "code": error.code, "detail": error.detail})
+
+        await asyncio.gather(*(again(name) for name in sorted(self._watch.resident)))
+        self._watch.refresh()
+        self._watch.restarting = False
+
+    async def stop(self) -> None:
+        """Stops the gateway first, then tritonserver: requests in flight finish. Nothing is left behind."""
+        self._stopping = True
+        for task in self._keepers:
+            task.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await self._gateway.stop(self._settings.drain_seconds + 5)
+        processes = triton.model_processes(self._triton.pid) if self._triton.running else self._watch.processes
+        await self._triton.stop(self._settings.drain_seconds + 5)
+        self._watch.close()
+        triton.clean_up(self._settings, processes)
+        await self._control.close()
+
+
+def gateway_environment(settings: Settings) -> dict[str, str]:
+    """The settings as the variables that ``frontend.settings.load`` reads."""
+    values = settings.model_dump()
+    values["models"] = ",".join(settings.models)
+    values["root"], values["state"] = settings.root.resolve(), settings.state.resolve()
+    return {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items()}
+
+
+async def _answers(host: str, port: int) -> bool:
+    try:
+        _reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1" if host == "0.0.0.0" else host, port), 1.0)  # noqa: S104
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+

@@ -1,0 +1,149 @@
+"""A real service under test: ``forcegate serve`` on free ports, with a state folder of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class RunningService:
+    """Where a service answers, and its processes."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    grpc_port: int
+    metrics_port: int
+    http_port: int
+    state: Path
+
+    @property
+    def url(self) -> str:
+        """Base URL of the gateway."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def grpc(self) -> str:
+        """Address of Triton's gRPC."""
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Triton's metrics."""
+        return f"http://127.0.0.1:{self.metrics_port}/metrics"
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process id."""
+        return self.process.pid
+
+    def descendants(self) -> list[psutil.Process]:
+        """Every process that the supervisor started, and theirs."""
+        return psutil.Process(self.pid).children(recursive=True)
+
+    def tritonserver(self) -> psutil.Process:
+        """The server's process."""
+        return next(p for p in self.descendants() if p.name() == "tritonserver")
+
+    def gateway(self) -> psutil.Process:
+        """The gateway's process."""
+        return next(p for p in self.descendants() if "frontend.gateway" in p.cmdline())
+
+    def stub(self, model: str) -> psutil.Process:
+        """The process of one model."""
+        marker = f"/{model}/1/model.py"
+        return next(p for p in self.descendants() if p.status() != psutil.STATUS_ZOMBIE and any(a.endswith(marker) for a in p.cmdline()))
+
+    def shared_memory(self) -> list[str]:
+        """Names of its shared-memory regions that exist now."""
+        return [path.name for path in Path("/dev/shm").glob(f"forcegate_{self.grpc_port}_*")]
+
+    def log(self, name: str) -> str:
+        """The text of one log: serve, supervisor, triton or gateway."""
+        return (self.state / "logs" / f"{name}.log").read_text(errors="replace")
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric of Triton's endpoint over all series that have these labels; 0 where there is none."""
+        total = 0.0
+        for line in httpx.get(self.metrics_url, timeout=10).text.splitlines():
+            series, _, value = line.rpartition(" ")
+            if series.partition("{")[0] == name and all(f'{key}="{value_}"' in series for key, value_ in labels.items()):
+                total += float(value)
+        return total
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nothing listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def environment(state: Path, models: Sequence[str], ports: Sequence[int], **settings: object) -> dict[str, str]:
+    """The variables that such a service is started with."""
+    names = ("PORT", "GRPC_PORT", "METRICS_PORT", "HTTP_PORT")
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("FORCEGATE_")}
+    variables |= {f"FORCEGATE_{name}": str(port) for name, port in zip(names, ports, strict=True)}
+    variables |= {"FORCEGATE_STATE": str(state), "FORCEGATE_MODELS": ",".join(models), "FORCEGATE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    return variables | {f"FORCEGATE_{key.upper()}": str(value) for key, value in settings.items()}
+
+
+@contextmanager
+def serving(state: Path, models: Sequence[str], timeout: float = 300, **settings: object) -> Iterator[RunningService]:
+    """Runs ``forcegate serve`` until the block ends; what is still alive then is ended by its id."""
+    ports = free_ports(4)
+    (state / "logs").mkdir(parents=True, exist_ok=True)
+    with (state / "logs" / "serve.log").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "forcegate.cli", "serve"],
+            env=environment(state, models, ports, **settings),
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    service = RunningService(process, *ports, state=state)
+    try:
+        _wait_until_serving(service, timeout)
+        yield service
+    finally:
+        stop(service)
+
+
+def _wait_until_serving(service: RunningService, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while "serving after" not in service.log("serve"):
+        if service.process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the service did not start:\n{service.log('serve')}")
+        time.sleep(0.1)
+
+
+def stop(service: RunningService, patience: float = 60) -> int:
+    """SIGTERM, as a process manager sends it; returns the exit status."""
+    if service.process.poll() is None:
+        children = service.descendants()
+        service.process.send_signal(signal.SIGTERM)
+        try:
+            service.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            for child in [*children, psutil.Process(service.pid)]:
+                child.kill()
+            service.process.wait()
+    return service.process.returncode
