@@ -136,9 +136,10 @@ class TritonPythonModel:
             faulthandler.cancel_dump_traceback_later()
 
 
-def _triton_code(error: ForcegateError) -> int:
+def _triton_code(error: ForcegateError) -> Any:
+    # The enum itself: given a plain int, the constructor of TritonError raises, and the whole batch fails with it.
     codes = pb_utils.TritonError
-    return int(codes.UNAVAILABLE if error.retryable else codes.INVALID_ARG)
+    return codes.UNAVAILABLE if error.retryable else codes.INVALID_ARG
 
 
 def _agrees(config: dict[str, Any], variant: catalogue.Variant) -> None:
