@@ -1,0 +1,83 @@
+"""The gateway as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+
+import forcegate
+from forcegate.errors import ForcegateError, InvalidRequest, MethodNotAllowed, NotFound
+from frontend import documentation
+from frontend.bodies import error_response
+from frontend.middleware import EveryRequest
+from frontend.routes import calculations, models, pages, service
+from frontend.service import Service, call_of, service_of
+from frontend.settings import Settings
+
+
+class Gateway(FastAPI):
+    """The application; its OpenAPI document is completed by ``frontend.documentation``."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, made once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = documentation.complete(
+                get_openapi(title=self.title, version=self.version, description=self.description, routes=self.routes)
+            )
+        return self.openapi_schema
+
+
+def create_app(settings: Settings) -> Gateway:
+    """The gateway for ``settings``. Nothing is opened before the application is started."""
+    parts = Service(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with parts.running():
+            yield
+
+    app = Gateway(
+        title="Forcegate",
+        version=forcegate.__version__,
+        description=documentation.DESCRIPTION,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        exception_handlers={ForcegateError: _typed, HTTPException: _framework},
+    )
+    app.state.service = parts
+    app.add_middleware(EveryRequest, metrics=parts.metrics)
+    for routes in (service, models, calculations, pages):
+        app.include_router(routes.router)
+    return app
+
+
+async def _typed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ForcegateError)
+    call = call_of(request)
+    call.code = error.code
+    return error_response(error, call.accept, service_of(request).admission.retry_after)
+
+
+async def _framework(request: Request, error: Exception) -> Response:
+    """What the framework refuses by itself, in the form of all other errors."""
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"][:80]
+    typed: ForcegateError
+    if error.status_code == 404:
+        typed = NotFound(f"There is no page {path!r}.", "GET /docs lists them.")
+    elif error.status_code == 405:
+        typed = MethodNotAllowed(f"{path!r} does not take {request.method[:20]!r}.", "The Allow header names what it takes.")
+    else:
+        typed = InvalidRequest("The request cannot be read.")
+    response = await _typed(request, typed)
+    if error.status_code == 405 and error.headers:
+        response.headers.update(error.headers)
+    return response

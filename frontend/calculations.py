@@ -1,0 +1,243 @@
+"""Calculations that answer at once: one structure, many structures, one structure with many models.
+
+Free of HTTP: typed records in, plain dictionaries with arrays out, typed errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+
+from forcegate.errors import ForcegateError, InvalidRequest, UnknownHead, UnknownModel, UnsupportedTask
+from forcegate.structure import Structure
+from frontend import merge
+from frontend.bodies import Shared
+from frontend.requests import Batch, MultiModel, Options, SinglePoint
+from frontend.service import Service
+from frontend.telemetry import Call
+from frontend.triton.directory import Facts
+
+WINDOW: Final = 128
+"""Structures of one batch that are in Triton at once: enough to fill its batches, few enough to leave room for others."""
+
+UNITS: Final = Shared(
+    {
+        "energy": "eV",
+        "forces": "eV/A",
+        "stress": "eV/A^3, Voigt xx yy zz yz xz xy, positive under tension",
+        "magmoms": "mu_B",
+        "charges": "e",
+    }
+)
+
+
+async def single_point(service: Service, task: SinglePoint, call: Call) -> dict[str, Any]:
+    """Energy, forces and stress of one structure.
+
+    Raises:
+        ForcegateError: see ``Directory.facts`` and ``Evaluator.evaluate``.
+    """
+    facts, head = _model(service, task.model, task.options, call)
+    call.structures, call.atoms = 1, len(task.structure)
+    with service.admission.hold(1):
+        result = await _evaluate(service, facts, head, task.structure, task.options, call)
+    result["provenance"] = provenance(facts, head)
+    return _finished(result, call)
+
+
+async def batch(service: Service, task: Batch, call: Call) -> dict[str, Any]:
+    """The same for many structures, in order; one that fails has its error in its place.
+
+    Raises:
+        ForcegateError: the model cannot be asked, there is no room, or no structure was evaluated for want of a server.
+    """
+    facts, head = _model(service, task.model, task.options, call)
+    call.structures = len(task.structures)
+    call.atoms = sum(len(entry) for entry in task.structures if isinstance(entry, Structure))
+    results: list[dict[str, Any]] = [{}] * len(task.structures)
+    failures: list[ForcegateError] = []
+
+    async def work(entries: Iterator[tuple[int, Structure | ForcegateError]]) -> None:
+        for index, entry in entries:
+            try:
+                if isinstance(entry, ForcegateError):
+                    raise entry
+                results[index] = {"index": index, **await _evaluate(service, facts, head, entry, task.options, call)}
+            except ForcegateError as error:
+                failures.append(error)
+                service.metrics.rejected.labels(error.code).inc()
+                results[index] = {"index": index, "error": error.as_dict()}
+
+    with service.admission.hold(len(task.structures)):
+        # All workers take from one iterator, so a slow structure holds up nobody but itself.
+        entries = iter(enumerate(task.structures))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(WINDOW, len(task.structures))):
+                group.create_task(work(entries))
+    if len(failures) == len(results) and all(error.retryable for error in failures):
+        raise failures[0]
+    answer = {
+        "count": len(results),
+        "succeeded": len(results) - len(failures),
+        "failed": len(failures),
+        "results": results,
+        "provenance": provenance(facts, head),
+    }
+    return _finished(answer, call)
+
+
+async def multi_model(service: Service, task: MultiModel, call: Call) -> dict[str, Any]:
+    """One structure with several models, and how far they agree; a model that fails leaves the others.
+
+    Raises:
+        InvalidRequest: another task than single points, or a model named twice.
+    """
+    if task.task != "single_point":
+        raise UnsupportedTask(f"The task {task.task[:40]!r} cannot be compared over models.")
+    _refuse_duplicates(service, task)
+    call.structures, call.atoms = len(task.models), len(task.structure) * len(task.models)
+    with service.admission.hold(len(task.models)):
+        answers = await asyncio.gather(*(_one_of_many(service, task, name, call) for name in task.models))
+    outcomes = [outcome for _, outcome in answers if outcome is not None]
+    comparison = await asyncio.to_thread(merge.compare, task.structure.numbers, outcomes, _outside(service, task))
+    answer = {
+        "task": task.task,
+        "models_count": len(task.models),
+        "results": [result for result, _ in answers],
+        "comparison": comparison,
+    }
+    return _finished(answer, call)
+
+
+@lru_cache(maxsize=256)
+def provenance(facts: Facts, head: str) -> Shared:
+    """Where an answer comes from; ``head`` is empty for the model's default."""
+    used = head or facts.default_head
+    return Shared(
+        {
+            "model": facts.model,
+            "checkpoint_sha256": facts.checkpoint_sha256,
+            "functional": facts.functional_of(used),
+            "head": used or None,
+            "dtype": facts.dtype,
+            "package": facts.package,
+            "package_version": facts.package_version,
+            # No correction is added yet; a model that was made with dispersion in it says so.
+            "dispersion": "included" if facts.dispersion == "included" else "none",
+            "licence": facts.licence,
+            "training_data": facts.training_data,
+        }
+    )
+
+
+def _model(service: Service, name: str, options: Options, call: Call) -> tuple[Facts, str]:
+    facts = service.directory.facts(name)
+    call.model = facts.model
+    return facts, _head(facts, options.head)
+
+
+def _head(facts: Facts, head: str) -> str:
+    if head and head not in facts.heads:
+        known = ", ".join(facts.heads)
+        raise UnknownHead(
+            f"The model {facts.model!r} has no head {head[:60]!r}.",
+            f"Its heads are: {known}." if known else "It has a single one: leave `head` out.",
+        )
+    return head
+
+
+async def _evaluate(
+    service: Service, facts: Facts, head: str, structure: Structure, options: Options, call: Call
+) -> dict[str, Any]:
+    arrays = await service.evaluator.evaluate(facts.model, structure, _outputs(facts, options), head, call)
+    energy = float(arrays["energy"][0])
+    forces, stress = arrays.get("forces"), arrays.get("stress")
+    result: dict[str, Any] = {
+        "energy": energy,
+        "energy_per_atom": energy / len(structure),
+        "forces": forces,
+        # NaN stands for "not periodic in all three directions"; JSON has no word for it.
+        "stress": None if stress is None or np.isnan(stress[0]) else stress,
+        "max_force": None if forces is None else _largest_norm(forces),
+    }
+    for name in facts.extra_outputs:
+        result[name] = arrays[name]
+    return result
+
+
+def _outputs(facts: Facts, options: Options) -> tuple[str, ...]:
+    """Only what is asked for is computed."""
+    asked = ("energy", *(("forces",) if options.forces else ()), *(("stress",) if options.stress else ()))
+    return asked + facts.extra_outputs
+
+
+def _largest_norm(forces: np.ndarray) -> float:
+    return float(np.sqrt(np.einsum("ij,ij->i", forces, forces).max()))
+
+
+def _finished(answer: dict[str, Any], call: Call) -> dict[str, Any]:
+    answer["units"] = UNITS
+    answer["request_id"] = call.request_id
+    answer["seconds"] = round(call.seconds, 6)
+    return answer
+
+
+async def _one_of_many(service: Service, task: MultiModel, name: str, call: Call) -> tuple[dict[str, Any], merge.Outcome | None]:
+    try:
+        facts = service.directory.facts(name)
+        head = _head(facts, task.heads.get(name) or task.heads.get(facts.model) or task.options.head)
+        result = await _evaluate(service, facts, head, task.structure, task.options, call)
+        isolated = await _isolated_atoms(service, facts, head, task.structure.numbers, call) if task.align else {}
+    except ForcegateError as error:
+        service.metrics.rejected.labels(error.code).inc()
+        return {"model": name, "status": "error", "result": None, "error": error.as_dict()}, None
+    source = provenance(facts, head)
+    outcome = merge.Outcome(name, source.value["functional"], result["energy"], result["forces"], result["stress"], isolated)
+    return {"model": name, "status": "success", "result": {**result, "provenance": source}, "error": None}, outcome
+
+
+async def _isolated_atoms(service: Service, facts: Facts, head: str, numbers: np.ndarray, call: Call) -> dict[int, float]:
+    """Energy in eV of one atom alone, by atomic number; without those that the model cannot evaluate."""
+
+    async def energy(number: int) -> float | None:
+        key = facts.checkpoint_sha256, head, number
+        if key not in service.references:
+            atom = Structure(np.array([number], dtype=np.int32), np.zeros((1, 3)))
+            try:
+                arrays = await service.evaluator.evaluate(facts.model, atom, ("energy",), head, call)
+            except ForcegateError:
+                return None
+            service.references[key] = float(arrays["energy"][0])
+        return service.references[key]
+
+    elements = [int(number) for number in np.unique(numbers)]
+    energies = await asyncio.gather(*(energy(number) for number in elements))
+    return {number: value for number, value in zip(elements, energies, strict=True) if value is not None}
+
+
+def _refuse_duplicates(service: Service, task: MultiModel) -> None:
+    seen: dict[str, str] = {}
+    for name in task.models:
+        try:
+            canonical = service.directory.entry(name).variant.name
+        except UnknownModel:
+            canonical = name
+        if canonical in seen:
+            raise InvalidRequest(f"`model_names` names {canonical[:60]!r} twice ({seen[canonical][:60]!r} and {name[:60]!r}).", "")
+        seen[canonical] = name
+
+
+def _outside(service: Service, task: MultiModel) -> dict[str, list[int]]:
+    elements = {int(number) for number in task.structure.numbers}
+    outside = {}
+    for name in task.models:
+        try:
+            known = set(service.directory.entry(name).variant.elements)
+        except UnknownModel:
+            continue
+        outside[name] = sorted(elements - known)
+    return outside

@@ -1,0 +1,126 @@
+"""Decoding of bodies: small ones on the event loop, the others in processes of their own.
+
+A JSON parser holds Python's lock from the first byte to the last, and a file reader may run for ever on a hostile text. In a thread
+either would stop everybody's requests; in a process they cost their own sender alone, and can be ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import struct
+import sys
+from typing import TYPE_CHECKING, Final
+
+from forcegate.errors import BodyTooLarge, DeadlineExceeded, ForcegateError, InvalidRequest
+from frontend.requests import Batch, Calculation, Limits, MediaType, MultiModel, SinglePoint, decode
+from frontend.telemetry import Call
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+
+INLINE: Final = 16_384
+"""Bodies up to this many bytes, about 250 atoms, are decoded where they are; it takes less than half a millisecond."""
+INLINE_BATCH: Final = 4_096
+"""The same for batches, which can hold hundreds of tiny structures in few bytes."""
+LARGE: Final = 4 << 20
+"""Of bodies longer than this, one at a time is decoded, so that they cannot keep all processes busy."""
+_HEADER = struct.Struct(">QQ")
+_LENGTH = struct.Struct(">Q")
+
+
+class Decoder:
+    """Decodes bodies; starts its processes when the first body needs one.
+
+    Args:
+        limits: what a body may ask for.
+        processes: how many bodies may be decoded at once outside the event loop.
+    """
+
+    def __init__(self, limits: Limits, processes: int = 2) -> None:
+        self._limits = limits
+        self._free: asyncio.LifoQueue[Process | None] = asyncio.LifoQueue()
+        for _ in range(processes):
+            self._free.put_nowait(None)
+        self._large = asyncio.Semaphore(1)
+        self._running: set[Process] = set()
+
+    async def decode(self, calculation: Calculation, body: bytes, media: MediaType, call: Call) -> SinglePoint | Batch | MultiModel:
+        """The typed record of a body; see ``frontend.requests.decode`` for the errors.
+
+        Raises:
+            DeadlineExceeded: it took longer than the request has.
+        """
+        inline = INLINE_BATCH if calculation == "batch" else INLINE
+        if len(body) <= inline and b'"text"' not in body and b"\xa4text" not in body:
+            return decode(calculation, body, media, self._limits)
+        try:
+            async with asyncio.timeout(max(call.remaining, 0.001)):
+                if len(body) <= LARGE:
+                    return await self._in_process(calculation, body, media)
+                async with self._large:
+                    return await self._in_process(calculation, body, media)
+        except TimeoutError:
+            raise DeadlineExceeded("The body could not be read before the deadline.") from None
+
+    async def warm(self) -> None:
+        """Starts one process, so that the first large body need not wait for it."""
+        process = await self._free.get()
+        self._free.put_nowait(process or await self._start())
+
+    async def close(self) -> None:
+        """Ends all processes."""
+        for process in list(self._running):
+            await self._end(process)
+
+    async def _in_process(self, calculation: Calculation, body: bytes, media: MediaType) -> SinglePoint | Batch | MultiModel:
+        process = await self._free.get()
+        returned: Process | None = None
+        try:
+            if process is None or process.returncode is not None:
+                process = await self._start()
+            outcome = await _ask(process, pickle.dumps((calculation, media, self._limits)), body)
+            returned = process
+        except (asyncio.IncompleteReadError, ConnectionError):
+            # The system ended it, for want of memory most likely. Another one is started for the next body.
+            raise BodyTooLarge(
+                "The body took more memory to read than there is.", "Send fewer structures in one request."
+            ) from None
+        finally:
+            if returned is None and process is not None:
+                await asyncio.shield(self._end(process))
+            self._free.put_nowait(returned)
+        if isinstance(outcome, ForcegateError):
+            raise outcome
+        if isinstance(outcome, SinglePoint | Batch | MultiModel):
+            return outcome
+        raise InvalidRequest("The body cannot be read.")
+
+    async def _start(self) -> Process:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            # A session of its own: Ctrl-C in the terminal is for the gateway, which ends its decoders when all is answered.
+            *(sys.executable, "-m", "frontend.decoder_process"),
+            stdin=pipe,
+            stdout=pipe,
+            start_new_session=True,
+        )
+        self._running.add(process)
+        return process
+
+    async def _end(self, process: Process) -> None:
+        self._running.discard(process)
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _ask(process: Process, task: bytes, body: bytes) -> object:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(_HEADER.pack(len(task), len(body)))
+    process.stdin.write(task)
+    process.stdin.write(body)
+    await process.stdin.drain()
+    (length,) = _LENGTH.unpack(await process.stdout.readexactly(_LENGTH.size))
+    return pickle.loads(await process.stdout.readexactly(length))

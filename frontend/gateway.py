@@ -1,0 +1,50 @@
+"""The gateway's process: ``python -m frontend.gateway`` with the settings in FORCEGATE_* variables."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+
+import uvicorn
+
+from forcegate.errors import SetupError
+from frontend import settings
+from frontend.app import create_app
+from frontend.telemetry import configure_logging
+
+log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Serves until SIGTERM or SIGINT; requests in flight then get ``drain_seconds`` to finish. Returns the exit status."""
+    try:
+        values = settings.load()
+    except SetupError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    configure_logging(values.log_level)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(values),
+            host=values.host,
+            port=values.port,
+            loop="uvloop",
+            http="httptools",
+            lifespan="on",
+            log_config=None,
+            access_log=False,  # frontend.middleware writes it, with the request's id
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=max(1, round(values.drain_seconds)),
+        )
+    )
+    # uvicorn raises the signal again when it is done; a stop that was asked for is no failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    server.run()
+    return 0 if server.started else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

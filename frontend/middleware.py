@@ -1,0 +1,104 @@
+"""Around every request: its id, its path without a trailing slash, its metrics, its log line, and an answer whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from forcegate.errors import ForcegateError
+from frontend.bodies import error_response
+from frontend.telemetry import REQUEST_ID, UNMATCHED, Call, Metrics, request_id
+
+access = logging.getLogger("frontend.access")
+log = logging.getLogger(__name__)
+
+QUIET = frozenset(("/health", "/live", "/ready", "/metrics"))
+"""Routes that are asked every few seconds by machines; their log lines are at the level debug."""
+CLIENT_GONE = 499
+"""Status in logs and metrics of a request whose caller went away before its answer, as nginx has it."""
+
+
+class EveryRequest:
+    """The outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request; websockets and lifespan pass through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        call = _begin(scope)
+        token = REQUEST_ID.set(call.request_id)
+        id_header = (b"x-request-id", call.request_id.encode())
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"].append(id_header)
+            await send(message)
+
+        self.metrics.requests_in_flight.inc()
+        try:
+            await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            if not call.gone:
+                raise
+            # The watch in frontend.routes.calculations cancelled this task, and it has now done its work.
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()
+        except Exception:
+            log.exception("a request broke the gateway")
+            call.code = ForcegateError.code
+            if not status:
+                error = ForcegateError(
+                    "The gateway failed on this request; it is not your fault.", "Its log has more under this request id."
+                )
+                await error_response(error, call.accept)(scope, receive, send_with_id)
+        finally:
+            self.metrics.requests_in_flight.dec()
+            self._finish(scope, call, CLIENT_GONE if call.gone else status)
+            REQUEST_ID.reset(token)
+
+    def _finish(self, scope: Scope, call: Call, status: int) -> None:
+        route = getattr(scope.get("route"), "path", UNMATCHED)
+        # Methods that no route knows would be labels that anybody can invent.
+        method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS") else "other"
+        self.metrics.seconds.labels(route, call.model).observe(call.seconds)
+        self.metrics.requests.labels(route, method, str(status)).inc()
+        if call.code:
+            self.metrics.rejected.labels(call.code).inc()
+        if call.structures:
+            self.metrics.batch.labels(route).observe(call.structures)
+        level = logging.DEBUG if route in QUIET and status < 500 else logging.INFO
+        if not access.isEnabledFor(level):
+            return
+        extra = {"method": method, "route": route, "status": status, "seconds": round(call.seconds, 6)}
+        for name in ("model", "structures", "atoms", "code"):
+            if value := getattr(call, name):
+                extra[name] = value
+        access.log(level, "request", extra=extra)
+
+
+def _begin(scope: Scope) -> Call:
+    started = time.perf_counter()
+    given = accept = ""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given = value.decode("latin-1")
+        elif name == b"accept":
+            accept = value.decode("latin-1")
+    path = scope["path"]
+    if len(path) > 1 and path.endswith("/"):
+        scope["path"] = path.rstrip("/") or "/"
+        scope["raw_path"] = scope.get("raw_path", b"").rstrip(b"/") or b"/"
+    call = Call(request_id(given), started, accept)
+    scope["forcegate.call"] = call
+    return call

@@ -1,0 +1,304 @@
+"""The bodies of calculations, read into typed records. Plain functions without I/O: they run on the event loop for small bodies
+and in a decoder process for large ones.
+
+Unknown fields are ignored, so that clients of older gateways go on working; fields that are known are checked for their type.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal, cast
+
+import msgpack
+import numpy as np
+import orjson
+
+from forcegate.errors import DispersionNotSupported, ForcegateError, InvalidRequest, InvalidStructure, StructureTooLarge
+from forcegate.structure import Structure, from_mapping
+
+logger = logging.getLogger(__name__)
+
+MediaType = Literal["json", "msgpack"]
+Calculation = Literal["single_point", "batch", "multi_model"]
+
+DISPERSIONS = ("auto", "none", "d3bj")
+MAX_MODELS = 16
+"""Models that one comparison may name."""
+_NAME_LENGTH = 200
+_NUMBERS: frozenset[type] = frozenset((int, float, type(None)))
+"""Types that arrays of coordinates may hold. A null is a NaN, as JSON encoders write it; the model refuses it by name."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a body may ask for: structures in a batch, atoms in a structure."""
+
+    max_batch: int
+    max_atoms: int
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every calculation may ask of a model. ``head`` is empty for the model's default."""
+
+    forces: bool = True
+    stress: bool = True
+    head: str = ""
+
+
+@dataclass(frozen=True)
+class SinglePoint:
+    """One structure for one model."""
+
+    model: str
+    options: Options
+    structure: Structure
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Many structures for one model; one that could not be read is here as its error."""
+
+    model: str
+    options: Options
+    structures: tuple[Structure | ForcegateError, ...]
+
+
+@dataclass(frozen=True)
+class MultiModel:
+    """One structure for several models. ``heads`` names the head by model, before ``options.head``."""
+
+    models: tuple[str, ...]
+    task: str
+    options: Options
+    heads: Mapping[str, str]
+    align: bool
+    structure: Structure
+
+
+def decode(calculation: Calculation, body: bytes, media: MediaType, limits: Limits) -> SinglePoint | Batch | MultiModel:
+    """The typed record of one body.
+
+    Raises:
+        InvalidRequest: the body cannot be read, a field is missing or of a wrong type.
+        InvalidStructure: (``batch`` keeps it in the structure's place) the atoms cannot be understood.
+        StructureTooLarge: (likewise) more atoms than ``limits.max_atoms``.
+        DispersionNotSupported: a dispersion correction was asked for.
+    """
+    data = loads(body, media)
+    if not isinstance(data, Mapping):
+        raise InvalidRequest(f"The body has to be an object, and it is {_kind(data)}.")
+    if calculation == "single_point":
+        return _single_point(data, limits)
+    return _batch(data, limits) if calculation == "batch" else _multi_model(data, limits)
+
+
+def loads(body: bytes, media: MediaType) -> Any:
+    """The body as Python values.
+
+    Raises:
+        InvalidRequest: it is empty or malformed.
+    """
+    if not body:
+        raise InvalidRequest("The body is empty.")
+    try:
+        if media == "msgpack":
+            return msgpack.unpackb(body, raw=False, strict_map_key=False)
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError:
+            if b"NaN" in body or b"Infinity" in body:
+                # Python's own encoder writes NaN as a bare word. It is read here, so that the structure is refused by name.
+                return json.loads(body)
+            raise
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.") from None
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise InvalidRequest(f"The body is not {media}: {_clean(str(error) or type(error).__name__)[:200]}.") from None
+
+
+def _single_point(data: Mapping[str, Any], limits: Limits) -> SinglePoint:
+    model = _text(data, "model_name")
+    return SinglePoint(model, _options(data), read_structure(_required(data, "atoms"), limits))
+
+
+def _batch(data: Mapping[str, Any], limits: Limits) -> Batch:
+    model, options = _text(data, "model_name"), _options(data)
+    entries = _required(data, "atoms")
+    if isinstance(entries, str | bytes | Mapping) or not isinstance(entries, Sequence):
+        raise InvalidRequest(f"`atoms` has to be a list of structures, and it is {_kind(entries)}.")
+    if not entries:
+        raise InvalidRequest("`atoms` is empty.", "Send at least one structure.")
+    if len(entries) > limits.max_batch:
+        raise InvalidRequest(
+            f"`atoms` holds {len(entries)} structures; one batch takes at most {limits.max_batch}.",
+            "Send them in several requests.",
+        )
+    structures: list[Structure | ForcegateError] = []
+    for entry in entries:
+        try:
+            structures.append(read_structure(entry, limits))
+        except ForcegateError as error:
+            structures.append(error)
+    return Batch(model, options, tuple(structures))
+
+
+def _multi_model(data: Mapping[str, Any], limits: Limits) -> MultiModel:
+    names = _required(data, "model_names")
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InvalidRequest("`model_names` has to be a list of model names.")
+    if not names or len(names) > MAX_MODELS:
+        raise InvalidRequest(f"`model_names` holds {len(names)} names; give 1 to {MAX_MODELS}.", "")
+    task = data.get("task", "single_point")
+    if not isinstance(task, str):
+        raise InvalidRequest("`task` has to be the name of a calculation.", "`single_point` is served.")
+    parameters = data.get("task_params")
+    if parameters is None:
+        parameters = {}
+    if not isinstance(parameters, Mapping):
+        raise InvalidRequest(f"`task_params` has to be an object, and it is {_kind(parameters)}.")
+    heads = parameters.get("heads")
+    if heads is not None and not (
+        isinstance(heads, Mapping) and all(isinstance(key, str) and isinstance(value, str) for key, value in heads.items())
+    ):
+        raise InvalidRequest("`task_params.heads` has to give a head's name for a model's name.")
+    return MultiModel(
+        models=tuple(names),
+        task=task,
+        options=_options(parameters),
+        heads=dict(heads or {}),
+        align=_flag(parameters, "align", True),
+        structure=read_structure(_required(data, "atoms"), limits),
+    )
+
+
+def read_structure(entry: Any, limits: Limits) -> Structure:
+    """A structure from one entry of a body.
+
+    Raises:
+        InvalidStructure: it cannot be understood.
+        StructureTooLarge: it has more than ``limits.max_atoms`` atoms; found before the arrays are built where possible.
+    """
+    if isinstance(entry, Mapping) and "text" not in entry and "format" not in entry:
+        _check_atoms(entry, limits)
+    try:
+        structure = from_mapping(entry)
+    except ForcegateError as error:
+        error.detail, error.hint = _clean(error.detail), _clean(error.hint)
+        raise
+    except (ValueError, TypeError, OverflowError, ArithmeticError, LookupError, RecursionError) as error:
+        logger.warning("A structure broke the parser: %s", type(error).__name__)
+        raise InvalidStructure("The structure cannot be read.", "Check its numbers, its cell, and its charge and spin.") from None
+    _check_size(len(structure), limits)
+    if len(structure) and not structure.numbers.all():
+        # Atomic number 0 is padding on the way to the model: the atom would vanish in silence.
+        raise InvalidStructure("The structure holds a dummy atom (X, atomic number 0).", "Remove it, or name its element.")
+    return structure
+
+
+def _check_atoms(entry: Mapping[str, Any], limits: Limits) -> None:
+    """The types that ``numpy`` would bend without a word: texts to numbers, true to 1, a scalar to an array."""
+    symbols, numbers, positions = entry.get("symbols"), entry.get("numbers"), entry.get("positions")
+    for name, value in (("symbols", symbols), ("numbers", numbers), ("positions", positions)):
+        if value is not None and not isinstance(value, list | tuple | np.ndarray):
+            raise InvalidStructure(f"`{name}` has to be a list, and it is {_kind(value)}.", "")
+        if value is not None:
+            _check_size(len(value), limits)
+    if numbers is not None:
+        _check_numbers(numbers, "numbers", _NUMBERS - {type(None)})
+        if symbols is not None and len(symbols) != len(numbers):
+            raise InvalidStructure(f"`symbols` names {len(symbols)} atoms and `numbers` {len(numbers)}.", "Give one of the two.")
+    if positions is not None:
+        _check_rows(positions, "positions")
+    cell = entry.get("cell")
+    if cell is not None:
+        if not isinstance(cell, list | tuple):
+            raise InvalidStructure(f"`cell` has to be a list, and it is {_kind(cell)}.", "Three rows of three numbers, in A.")
+        if cell and isinstance(cell[0], list | tuple):
+            _check_rows(cell, "cell")
+        else:
+            _check_numbers(cell, "cell", _NUMBERS)
+    for name in ("charge", "spin"):
+        _check_numbers([entry.get(name)], name, _NUMBERS)
+    info = entry.get("info")
+    if info is not None and not isinstance(info, Mapping):
+        raise InvalidStructure(f"`info` has to be an object, and it is {_kind(info)}.", "")
+    structure_spin = entry.get("spin")
+    if isinstance(structure_spin, float) and not structure_spin.is_integer():
+        raise InvalidStructure("`spin` has to be the multiplicity 2S+1: 1, 2, 3 ..., or 0 for the model's default.", "")
+
+
+def _check_rows(rows: Sequence[Any], name: str) -> None:
+    if not all(isinstance(row, list | tuple) for row in rows):
+        raise InvalidStructure(f"`{name}` has to be a list of rows of three numbers.", "")
+    _check_numbers(chain.from_iterable(rows), name, _NUMBERS)
+
+
+def _check_numbers(values: Iterable[Any], name: str, allowed: frozenset[type]) -> None:
+    wrong = set(map(type, values)) - allowed
+    if wrong:
+        raise InvalidStructure(f"`{name}` has to hold numbers, and it holds {_kind_of_type(next(iter(wrong)))}.", "")
+
+
+def _check_size(atoms: int, limits: Limits) -> None:
+    if atoms > limits.max_atoms:
+        raise StructureTooLarge(
+            f"The structure has {atoms} atoms; the service takes at most {limits.max_atoms}.", "Use a smaller cell."
+        )
+
+
+def _options(data: Mapping[str, Any]) -> Options:
+    dispersion = data.get("dispersion", "auto")
+    if dispersion is not None and dispersion not in DISPERSIONS:
+        raise InvalidRequest(f"`dispersion` has to be one of {', '.join(DISPERSIONS)}.")
+    if _flag(data, "use_d3", False) or dispersion == "d3bj":
+        raise DispersionNotSupported(
+            "No dispersion correction is served yet, so none can be added to this answer.",
+            'Ask with "dispersion": "none", and add the correction yourself.',
+        )
+    head = data.get("head")
+    if head is not None and not isinstance(head, str):
+        raise InvalidRequest(f"`head` has to be the name of a head, and it is {_kind(head)}.")
+    return Options(
+        forces=_flag(data, "compute_forces", True),
+        stress=_flag(data, "compute_stress", True),
+        head=_clean(head or "")[:_NAME_LENGTH],
+    )
+
+
+def _required(data: Mapping[str, Any], name: str) -> Any:
+    if data.get(name) is None:
+        raise InvalidRequest(f"`{name}` is missing.")
+    return data[name]
+
+
+def _text(data: Mapping[str, Any], name: str) -> str:
+    value = _required(data, name)
+    if not isinstance(value, str):
+        raise InvalidRequest(f"`{name}` has to be a text, and it is {_kind(value)}.")
+    return _clean(value)[:_NAME_LENGTH]
+
+
+def _flag(data: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = data.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"`{name}` has to be true or false, and it is {_kind(value)}.")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return _kind_of_type(type(value))
+
+
+def _kind_of_type(kind: type) -> str:
+    words = {str: "a text", bytes: "bytes", bool: "true or false", int: "a number", float: "a number", dict: "an object"}
+    return cast(str, words.get(kind, "null" if kind is type(None) else "a list" if kind in (list, tuple) else "something else"))
+
+
+def _clean(text: str) -> str:
+    """``text`` as valid Unicode: a lone surrogate, which JSON can carry, cannot be written out again."""
+    return text.encode("utf-8", "replace").decode("utf-8")

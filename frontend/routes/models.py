@@ -1,0 +1,102 @@
+"""/api/v1/models: what is served, and loading and unloading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ase.data import chemical_symbols
+from fastapi import APIRouter, Request, Response
+
+from forcegate.contract import output_specs
+from frontend import schemas
+from frontend.bodies import answer
+from frontend.documentation import page
+from frontend.routes.calculations import timeout
+from frontend.service import call_of, service_of
+from frontend.triton.directory import READY, Entry
+
+router = APIRouter(prefix="/api/v1/models", tags=["Models"])
+LOAD_SECONDS = 600.0
+"""How long a caller of `load` waits when it does not say; a first load runs the whole readiness gate."""
+
+
+@router.get("", **page(schemas.ModelList, "All models."))
+async def list_models(request: Request) -> Response:
+    """All models, their state, and what they were trained on."""
+    entries = service_of(request).directory.entries()
+    cards = [card(entry) for entry in entries]
+    ready = sum(entry.state == READY for entry in entries)
+    return await answer({"total": len(cards), "ready": ready, "models": cards}, call_of(request))
+
+
+@router.get("/{name}", **page(schemas.ModelCard, "The model.", 404, named=True))
+async def get_model(request: Request) -> Response:
+    """One model."""
+    return await answer(card(service_of(request).directory.entry(_name(request))), call_of(request))
+
+
+_LOAD = page(schemas.ModelCard, "The model is ready.", 400, 404, 409, 503, named=True, timed=True)
+_LOAD["responses"][202] = _LOAD["responses"][200] | {"description": "It is still being loaded; ask for its state."}
+
+
+@router.post("/{name}/load", **_LOAD)
+async def load_model(request: Request) -> Response:
+    """Loads a model and waits until it has passed its readiness gate. Loading what is loaded changes nothing."""
+    service, call = service_of(request), call_of(request)
+    call.allow(timeout(request, LOAD_SECONDS))
+    entry = await service.directory.load(_name(request), max(call.remaining, 0.0))
+    call.model = entry.variant.name
+    if entry.state != READY and entry.error is not None and not entry.error.retryable:
+        raise entry.error
+    return await answer(card(entry), call, status=200 if entry.state == READY else 202)
+
+
+@router.post("/{name}/unload", **page(schemas.ModelCard, "The model is not loaded any more.", 404, 503, named=True))
+async def unload_model(request: Request) -> Response:
+    """Unloads a model; what it is evaluating is finished first."""
+    service, call = service_of(request), call_of(request)
+    entry = await service.directory.unload(_name(request))
+    call.model = entry.variant.name
+    return await answer(card(entry), call)
+
+
+def card(entry: Entry) -> dict[str, Any]:
+    """What is told of one model."""
+    variant, family, report = entry.variant, entry.family, entry.report
+    served = entry.state == READY
+    return {
+        "name": variant.name,
+        "service": family.name,
+        "url": f"/api/v1/models/{variant.name}",
+        "state": entry.state,
+        "error": None if entry.error is None else entry.error.as_dict(),
+        "summary": variant.summary,
+        "aliases": list(variant.aliases),
+        "elements": [chemical_symbols[number] for number in variant.elements],
+        "heads": list(variant.heads),
+        "default_head": variant.default_head or None,
+        "outputs": [spec.name for spec in output_specs(variant.extra_outputs)],
+        "functional": variant.functional,
+        "head_functionals": dict(variant.head_functionals),
+        "training_data": variant.training_data,
+        "cutoff": variant.cutoff,
+        "dtype": variant.dtype,
+        "direct_forces": variant.direct_forces,
+        "uses_charge": variant.uses_charge,
+        "uses_spin": variant.uses_spin,
+        "dispersion": variant.dispersion,
+        "licence": variant.licence,
+        "package": family.package,
+        "package_version": family.version,
+        "reference": family.reference,
+        "checkpoint": variant.checkpoint.file,
+        "checkpoint_sha256": variant.checkpoint.sha256,
+        "device": report.device if served else None,
+        "memory_usage_mb": report.memory_mb if served else None,
+        "load_seconds": report.seconds if served else None,
+        "gate": report.gate if served else None,
+    }
+
+
+def _name(request: Request) -> str:
+    return str(request.path_params["name"])

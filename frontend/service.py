@@ -1,0 +1,78 @@
+"""The parts of one gateway, and how they start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import cast
+
+from starlette.requests import Request
+
+from forcefields import catalogue
+from frontend.admission import Admission
+from frontend.decoder import Decoder
+from frontend.requests import Limits
+from frontend.settings import Settings
+from frontend.telemetry import Call, Metrics
+from frontend.triton.client import Evaluator
+from frontend.triton.control import TritonControl
+from frontend.triton.directory import READY, Directory
+
+BODIES = 4
+"""Bodies of the largest size that may be held in memory at once."""
+FIRST_POLL_SECONDS = 3.0
+
+
+class Service:
+    """Everything that the routes work with. ``evaluator`` and ``directory`` are there from ``running`` on."""
+
+    directory: Directory
+    evaluator: Evaluator
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.body_limit = settings.max_body_mb * 2**20
+        self.admission = Admission(settings.max_in_flight, BODIES * self.body_limit, self.metrics.structures_in_flight.set)
+        self.decoder = Decoder(Limits(max_batch=settings.max_batch, max_atoms=settings.max_atoms))
+        self.references: dict[tuple[str, str, int], float] = {}
+        """Energies of isolated atoms, eV, by checkpoint, head and atomic number; they never change."""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Opens the connections and keeps the directory current while the block runs."""
+        settings = self.settings
+        control = TritonControl(settings.grpc_address)
+        self.directory = Directory(control, catalogue.load(), settings.repository, settings.state)
+        self.directory.on_poll = self._count_ready
+        self.evaluator = Evaluator(settings.grpc_address, self.directory, self.metrics)
+        polling = asyncio.create_task(self.directory.run())
+        warming = asyncio.create_task(self.decoder.warm())
+        try:
+            # A gateway that is started beside a running server knows its models from the first request on.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.directory.first_poll(), FIRST_POLL_SECONDS)
+            yield
+        finally:
+            for task in (polling, warming):
+                task.cancel()
+            await asyncio.gather(polling, warming, return_exceptions=True)
+            await self.decoder.close()
+            await self.directory.close()
+            await self.evaluator.close()
+            await control.close()
+
+    def _count_ready(self, directory: Directory) -> None:
+        for entry in directory.entries():
+            self.metrics.model_ready.labels(entry.variant.name).set(entry.state == READY)
+
+
+def service_of(request: Request) -> Service:
+    """The service behind a request."""
+    return cast(Service, request.app.state.service)
+
+
+def call_of(request: Request) -> Call:
+    """What is known of a request; the middleware made it."""
+    return cast(Call, request.scope["forcegate.call"])

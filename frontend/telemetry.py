@@ -1,0 +1,150 @@
+"""What the gateway tells about itself: Prometheus metrics, and one JSON line per event with the request's id.
+
+No structure, no position and no file text ever goes into a log line.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import re
+import time
+import uuid
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+import forcegate
+from forcegate import jsonlog
+
+REQUEST_ID: ContextVar[str] = ContextVar("forcegate_request_id", default="")
+"""Id of the request that the running task works for; every log line takes it from here."""
+
+UNMATCHED = "unmatched"
+"""Route label of requests to paths that do not exist: raw paths would make as many time series as there are typing errors."""
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+_STRUCTURES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def request_id(given: str | None) -> str:
+    """The caller's id where it is sane (letters, digits, ``. _ : -``, at most 128), else a new one."""
+    if given and _SANE_ID.fullmatch(given):
+        return given
+    return uuid.uuid4().hex
+
+
+@dataclass(slots=True)
+class Call:
+    """What is known of one HTTP request while it is answered; the access log and the metrics are written from it.
+
+    Attributes:
+        request_id: goes to the model's log line, the answer's body and its ``X-Request-ID`` header.
+        started: ``time.perf_counter()`` at arrival.
+        accept: the Accept header.
+        limit: seconds that the request may take.
+        deadline: ``time.monotonic()`` until which an answer is worth sending.
+        model: canonical name, or empty where no single known model was meant.
+        structures, atoms: the size of the work.
+        code: code of the error that was answered, if any.
+        gone: the caller went away before the answer.
+    """
+
+    request_id: str
+    started: float
+    accept: str = ""
+    limit: float = float("inf")
+    deadline: float = float("inf")
+    model: str = ""
+    structures: int = 0
+    atoms: int = 0
+    code: str = ""
+    gone: bool = False
+
+    def allow(self, seconds: float) -> None:
+        """Sets the deadline, ``seconds`` after arrival."""
+        self.limit = seconds
+        self.deadline = time.monotonic() + seconds - self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the request came in."""
+        return time.perf_counter() - self.started
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
+
+
+@dataclass
+class Metrics:
+    """The gateway's metrics, in a registry of their own so that several applications can live in one process."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def __post_init__(self) -> None:
+        registry = self.registry
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        Info("forcegate_build", "Version of the gateway.", registry=registry).info(
+            {"version": forcegate.__version__, "python": platform.python_version()}
+        )
+        self.seconds = Histogram(
+            "forcegate_request_seconds",
+            "Time from a request's first byte to its answer.",
+            ("route", "model"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.requests = Counter("forcegate_requests", "Requests answered.", ("route", "method", "status"), registry=registry)
+        self.rejected = Counter(
+            "forcegate_rejected", "Requests and structures answered with an error.", ("code",), registry=registry
+        )
+        self.requests_in_flight = Gauge("forcegate_requests_in_flight", "Requests being answered.", registry=registry)
+        self.structures_in_flight = Gauge("forcegate_structures_in_flight", "Structures being evaluated.", registry=registry)
+        self.batch = Histogram(
+            "forcegate_batch_structures", "Structures per request.", ("route",), buckets=_STRUCTURES, registry=registry
+        )
+        self.evaluation = Histogram(
+            "forcegate_evaluation_seconds",
+            "Time that one structure took in Triton, its queue and retries included.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.retries = Counter("forcegate_retries", "Evaluations sent again.", ("model", "code"), registry=registry)
+        self.model_ready = Gauge("forcegate_model_ready", "1 for a model that answers.", ("model",), registry=registry)
+
+    def exposition(self) -> bytes:
+        """The Prometheus text."""
+        return generate_latest(self.registry)
+
+
+def configure_logging(level: str) -> None:
+    """Sends every logger's lines, uvicorn's too, to standard error as JSON with the id of the request that they belong to."""
+    jsonlog.configure(level, process="gateway")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_add_request_id)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def _add_request_id(record: logging.LogRecord) -> bool:
+    if identifier := REQUEST_ID.get():
+        record.request_id = identifier
+    return True

@@ -1,0 +1,206 @@
+"""Evaluation of structures by Triton over gRPC: one request a structure, retries inside the deadline, typed errors only."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from typing import Final
+
+import grpc
+import grpc.aio
+import numpy as np
+
+from forcegate.errors import (
+    DeadlineExceeded,
+    EvaluationFailed,
+    ForcegateError,
+    ModelCrashed,
+    ModelNotReady,
+    ServerUnavailable,
+    from_wire,
+)
+from forcegate.structure import Structure
+from frontend.telemetry import Call, Metrics
+from frontend.triton.control import CHANNEL_OPTIONS
+from frontend.triton.directory import Directory, alive
+from frontend.triton.messages import METHOD, infer_request, infer_response
+from frontend.triton.quarantine import MAX_RESENT, Quarantine
+
+log = logging.getLogger(__name__)
+
+CHANNELS: Final = 2
+"""Connections to Triton: a long message holds up those behind it on the same one."""
+SERVER_PATIENCE: Final = 1.0
+"""Seconds for which a server that does not answer is tried again. Callers are told quickly, and may go elsewhere."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+_CLEANUP_SECONDS: Final = 0.25
+"""The server is given this much less than the caller, so that the typed answer still comes before the deadline."""
+
+
+class Evaluator:
+    """Sends structures to the models of one Triton server."""
+
+    def __init__(self, address: str, directory: Directory, metrics: Metrics) -> None:
+        self._directory = directory
+        self._metrics = metrics
+        self._quarantines: dict[str, Quarantine] = {}
+        # Channels to one address share a connection unless told otherwise.
+        options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+        self._channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CHANNELS)]
+        self._calls = itertools.cycle([channel.unary_unary(METHOD) for channel in self._channels])
+
+    async def close(self) -> None:
+        """Ends the connections; calls in flight are cancelled."""
+        for channel in self._channels:
+            await channel.close()
+
+    async def evaluate(
+        self, model: str, structure: Structure, outputs: tuple[str, ...], head: str, call: Call
+    ) -> dict[str, np.ndarray]:
+        """The named outputs for one structure.
+
+        Args:
+            model: canonical name.
+            outputs: names of the contract: ``energy`` ``[1]`` in eV, ``forces`` ``[N, 3]`` in eV/A, ``stress`` ``[6]`` ...
+            head: empty for the model's default.
+            call: the request that this is part of: its id goes to the model, its deadline bounds all attempts.
+
+        Raises:
+            ForcegateError: the model's own error, or what stood in the way of an answer.
+        """
+        request = infer_request(model, structure, outputs, head, call.request_id)
+        quarantine = self._quarantines.get(model) or self._quarantines.setdefault(model, Quarantine())
+        started = time.perf_counter()
+        try:
+            if not quarantine.quiet:
+                return await self._persist(request, model, quarantine, call, None)
+            process = self._directory.last_process(model)
+            quarantine.enter()
+            try:
+                return await self._send(request, model, call)
+            except (ModelCrashed, ModelNotReady, ServerUnavailable) as error:
+                first = error
+            finally:
+                quarantine.leave()
+            return await self._persist(request, model, quarantine, call, (first, process))
+        finally:
+            self._metrics.evaluation.labels(model).observe(time.perf_counter() - started)
+
+    async def _persist(
+        self, request: bytes, model: str, quarantine: Quarantine, call: Call, failure: tuple[ForcegateError, int | None] | None
+    ) -> dict[str, np.ndarray]:
+        """Tries until there is an answer, the deadline has come, or trying is known to be useless."""
+        attempts = _Attempts(model, self._directory, call)
+        while True:
+            if failure is not None:
+                await attempts.wait(*failure)
+                self._metrics.retries.labels(model, failure[0].code).inc()
+            try:
+                async with asyncio.timeout(max(call.remaining, 0.001)), quarantine.admit(attempts.deaths):
+                    process = self._directory.process(model)
+                    return await self._send(request, model, call)
+            except TimeoutError:
+                raise _too_late(call) from None
+            except (ModelCrashed, ModelNotReady, ServerUnavailable) as error:
+                failure = error, process
+
+    async def _send(self, request: bytes, model: str, call: Call) -> dict[str, np.ndarray]:
+        remaining = call.remaining
+        if remaining <= 0:
+            raise _too_late(call)
+        timeout = max(remaining - _CLEANUP_SECONDS, 0.5 * remaining)
+        try:
+            serialised = await next(self._calls)(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise typed(error, model, call) from None
+        return infer_response(serialised)
+
+
+class _Attempts:
+    """What is remembered between the attempts at one structure."""
+
+    def __init__(self, model: str, directory: Directory, call: Call) -> None:
+        self._model = model
+        self._directory = directory
+        self._call = call
+        self._pause = SHORTEST_PAUSE
+        self._patience: float | None = None
+        self._dead: set[int | None] = set()
+
+    @property
+    def deaths(self) -> int:
+        """Processes of the model that have died with this structure in flight."""
+        return len(self._dead)
+
+    async def wait(self, error: ForcegateError, process: int | None) -> None:
+        """Returns when it is time for the next attempt.
+
+        Raises:
+            ForcegateError: there shall be none: ``error`` itself, or ``EvaluationFailed`` for a structure that kills its model.
+        """
+        if isinstance(error, ModelCrashed):
+            await self._process_died(error, process)
+        elif isinstance(error, ServerUnavailable):
+            now = time.monotonic()
+            self._patience = self._patience or now + SERVER_PATIENCE
+            if now + self._pause > self._patience:
+                raise error
+            await self._sleep(error)
+        else:
+            # Out of the index for a moment while it is being reloaded; unless it was unloaded on purpose.
+            if not self._directory.recently_ready(self._model):
+                raise error
+            await self._sleep(error)
+
+    async def _process_died(self, error: ForcegateError, process: int | None) -> None:
+        if process is not None and alive(process):
+            # The copy that failed is not the newest: the new one is just taking over.
+            await self._sleep(error)
+            return
+        self._dead.add(process if process is not None else len(self._dead))
+        if len(self._dead) > MAX_RESENT:
+            raise EvaluationFailed(
+                f"The process of {self._model!r} ended {len(self._dead)} times on this structure, the last time with no other.",
+                "The structure seems to crash the model, so it is not sent again. Check its size, its distances and its cell.",
+            )
+        # Its errors go on until the supervisor has brought it back, so there is no use in asking before.
+        while True:
+            await self._sleep(error)
+            newest = self._directory.process(self._model)
+            if newest != process or process is None:
+                self._pause = SHORTEST_PAUSE
+                return
+
+    async def _sleep(self, error: ForcegateError) -> None:
+        if self._pause >= self._call.remaining:
+            raise error
+        await asyncio.sleep(self._pause)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+
+def typed(error: grpc.aio.AioRpcError, model: str, call: Call) -> ForcegateError:
+    """A gRPC failure in our types. Triton's own words go to the log alone: they can hold paths and shared-memory names."""
+    text, code = error.details() or "", error.code()
+    # Our errors are one line. Whatever follows it, such as a traceback, is Triton's.
+    if (known := from_wire(text.partition("\n")[0])) is not None:
+        return known
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return _too_late(call)
+    if "is not healthy" in text or "Stub process" in text:
+        return ModelCrashed(f"The process of {model!r} ended during the evaluation; it is being brought back.")
+    if code == grpc.StatusCode.NOT_FOUND or (code == grpc.StatusCode.UNAVAILABLE and _is_away(text)):
+        return ModelNotReady(f"The model {model!r} is not loaded.", f"POST /api/v1/models/{model}/load loads it.")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
+        return ServerUnavailable("The inference server does not answer.")
+    log.error("Triton refused a request", extra={"model": model, "status": str(code), "text": text[:500]})
+    return EvaluationFailed(f"The inference server could not evaluate this structure with {model!r}.")
+
+
+def _is_away(text: str) -> bool:
+    return any(words in text for words in ("has no available versions", "is not ready", "not found"))
+
+
+def _too_late(call: Call) -> DeadlineExceeded:
+    return DeadlineExceeded(f"There was no answer within {call.limit:g} s.")

@@ -1,0 +1,397 @@
+"""Which models exist and what state they are in: Triton's index, the catalogue and the models' own reports, merged every second.
+
+Everything here is answered from the last poll, so nobody who asks ever waits for Triton.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from forcefields.catalogue import Catalogue, Family, Variant
+from forcegate.errors import (
+    BY_CODE,
+    CheckpointMismatch,
+    CheckpointMissing,
+    EnvironmentBroken,
+    ForcegateError,
+    GateFailed,
+    ModelNotReady,
+    from_wire,
+)
+from frontend.triton.control import ModelState, TritonControl
+
+log = logging.getLogger(__name__)
+
+READY, LOADING, LOADABLE, MISSING, FAILED = "ready", "loading", "loadable", "missing checkpoint", "failed"
+STATES = (READY, LOADING, LOADABLE, MISSING, FAILED)
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a loaded model vouches for: the parameters of its Triton configuration, verified by the model itself on load."""
+
+    model: str
+    package: str
+    package_version: str
+    checkpoint_sha256: str
+    functional: str
+    head_functionals: tuple[tuple[str, str], ...]
+    training_data: str
+    heads: tuple[str, ...]
+    default_head: str
+    dtype: str
+    extra_outputs: tuple[str, ...]
+    dispersion: str
+    licence: str
+
+    def functional_of(self, head: str) -> str:
+        """The functional that ``head`` was trained on; the model's own where heads do not differ in it."""
+        return dict(self.head_functionals).get(head, self.functional)
+
+    @classmethod
+    def from_config(cls, model: str, config: Mapping[str, Any]) -> Facts:
+        """The facts in the JSON form of ``config.pbtxt``.
+
+        Raises:
+            KeyError: a parameter is missing, so this is not a model of ours.
+        """
+        values = {name: value.get("string_value", "") for name, value in config["parameters"].items()}
+        return cls(
+            model=model,
+            package=values["package"],
+            package_version=values["package_version"],
+            checkpoint_sha256=values["checkpoint_sha256"],
+            functional=values["functional"],
+            head_functionals=tuple(json.loads(values.get("head_functionals") or "{}").items()),
+            training_data=values["training_data"],
+            heads=_words(values.get("heads", "")),
+            default_head=values.get("default_head", ""),
+            dtype=values["dtype"],
+            extra_outputs=_words(values.get("extra_outputs", "")),
+            dispersion=values["dispersion"],
+            licence=values["licence"],
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a model wrote about its own loading, and what its process is doing now."""
+
+    ready: bool = False
+    error: ForcegateError | None = None
+    gate: Mapping[str, Any] | None = None
+    seconds: float | None = None
+    device: str | None = None
+    pid: int | None = None
+    time: float = 0.0
+    memory_mb: int | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One variant as of the last poll. ``error`` says why it is not ready; ``facts`` are there while Triton serves it."""
+
+    variant: Variant
+    family: Family
+    state: str
+    error: ForcegateError | None = None
+    facts: Facts | None = None
+    report: Report = field(default_factory=Report)
+    ready_until: float = -1e9
+    """``time.monotonic()`` when it was last seen ready; a model that is just being reloaded was ready a moment ago."""
+
+
+class Directory:
+    """The models of one Triton server. ``run`` keeps it current; everything else reads the last poll."""
+
+    def __init__(self, control: TritonControl, catalogue: Catalogue, repository: Path, state: Path) -> None:
+        self.catalogue = catalogue
+        self._control = control
+        self._repository = repository
+        self._reports = _Reports(state / "reports")
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._first = asyncio.Event()
+        self._seen_alive: dict[str, int] = {}
+        self._polled = float("-inf")
+        self.reachable = False
+        self.on_poll: Callable[[Directory], None] = lambda _: None
+        self._entries = {name: self._entry(name, None) for name in catalogue.variants}
+
+    async def run(self) -> None:
+        """Polls until cancelled."""
+        while True:
+            await self.poll()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def first_poll(self) -> None:
+        """Returns when the first poll is over."""
+        await self._first.wait()
+
+    async def poll(self) -> None:
+        """Brings all entries up to date; what goes wrong is logged and shows in ``reachable``."""
+        try:
+            states = await self._control.states()
+            for name in self.catalogue.variants:
+                await self._refresh(name, states.get(name))
+            if not self.reachable:
+                log.info("the inference server answers")
+            self.reachable = True
+            self._polled = time.monotonic()
+        except ForcegateError as error:
+            if self.reachable:
+                log.warning("the inference server does not answer", extra={"code": error.code})
+            self.reachable = False
+            self._entries = {name: self._unreachable(entry) for name, entry in self._entries.items()}
+        except Exception:
+            log.exception("the model directory could not be refreshed")
+        self._first.set()
+        self.on_poll(self)
+
+    @property
+    def age(self) -> float:
+        """Seconds since Triton last answered; infinite where it never did."""
+        return time.monotonic() - self._polled
+
+    def entries(self) -> list[Entry]:
+        """The models that users see; a hidden one is among them only while it is served."""
+        return [entry for entry in self._entries.values() if not entry.variant.hidden or entry.state in (READY, LOADING)]
+
+    def entry(self, name: str) -> Entry:
+        """The model of that name or alias.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        return self._entries[self.catalogue.resolve(name).name]
+
+    def facts(self, name: str) -> Facts:
+        """The facts of a model that can be asked now.
+
+        Raises:
+            UnknownModel: there is no such model.
+            ModelNotReady: it is not loaded.
+            CheckpointMissing, CheckpointMismatch, GateFailed, EnvironmentBroken: it cannot be loaded as things are.
+        """
+        entry = self.entry(name)
+        if entry.facts is not None and (entry.state == READY or self.recently_ready(entry.variant.name)):
+            return entry.facts
+        raise entry.error or ModelNotReady(f"The model {entry.variant.name!r} is not ready.", "Try again in a few seconds.")
+
+    def recently_ready(self, name: str, within: float = 60.0) -> bool:
+        """Whether a model that is not ready now is on its way back: it was ready a moment ago and nobody unloaded it."""
+        entry = self._entries[name]
+        return entry.state in (READY, LOADING) and time.monotonic() - entry.ready_until < within
+
+    def process(self, name: str) -> int | None:
+        """Process id of the model as its newest report says; read from the file, not from the last poll."""
+        return self._reports.read(name).pid
+
+    def last_process(self, name: str) -> int | None:
+        """The same as of the last poll, without touching a file."""
+        return self._entries[name].report.pid
+
+    async def load(self, name: str, patience: float) -> Entry:
+        """Loads a model and waits for it, at most ``patience`` seconds; the loading itself goes on after that.
+
+        Raises:
+            ForcegateError: what the model said, or that Triton does not answer.
+        """
+        name = self.catalogue.resolve(name).name
+        if self._entries[name].state == MISSING and (error := self._entries[name].error) is not None:
+            raise error
+        task = self._loading.get(name)
+        if task is None:
+            task = self._loading[name] = asyncio.create_task(self._control.load(name))
+            task.add_done_callback(lambda done: self._loaded(name, done))
+        self._entries[name] = replace(self._entries[name], state=LOADING, error=_being_loaded(name))
+        await asyncio.wait((task,), timeout=patience)
+        if task.done():
+            failure = task.exception()
+            await self.poll()
+            if failure is not None:
+                raise self._entries[name].error or failure
+        return self._entries[name]
+
+    async def unload(self, name: str) -> Entry:
+        """Unloads a model; what it is evaluating is finished first.
+
+        Raises:
+            ForcegateError: Triton does not answer.
+        """
+        name = self.catalogue.resolve(name).name
+        # Nobody should wait for a model that somebody has just asked to go.
+        self._entries[name] = replace(self._entries[name], ready_until=-1e9)
+        await self._control.unload(name)
+        await self.poll()
+        return self._entries[name]
+
+    async def close(self) -> None:
+        """Forgets loads that are under way; Triton finishes them by itself."""
+        for task in self._loading.values():
+            task.cancel()
+
+    def _loaded(self, name: str, task: asyncio.Task[None]) -> None:
+        self._loading.pop(name, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("a model was not loaded", extra={"model": name, "code": getattr(error, "code", type(error).__name__)})
+
+    async def _refresh(self, name: str, state: ModelState | None) -> None:
+        entry, old = self._entry(name, state), self._entries[name]
+        if state is not None and state.state == "READY":
+            same_process = old.facts is not None and old.report.pid == entry.report.pid and self.reachable
+            facts = old.facts if same_process else await self._facts(name)
+            entry = self._living(self._verified(replace(entry, facts=facts, ready_until=time.monotonic())))
+        elif entry.state == LOADING:
+            entry = replace(entry, facts=old.facts, ready_until=old.ready_until)
+        if entry.state != old.state:
+            log.info("model state", extra={"model": name, "state": entry.state, "was": old.state})
+        self._entries[name] = entry
+
+    def _living(self, entry: Entry) -> Entry:
+        """Triton goes on calling a model ready whose process has died; requests for it wait until it is back."""
+        pid, name = entry.report.pid, entry.variant.name
+        if pid is None or entry.state != READY:
+            return entry
+        if entry.report.memory_mb is not None:
+            self._seen_alive[name] = pid
+            return entry
+        # A process that was never visible lives in another container, and its absence says nothing.
+        if self._seen_alive.get(name) != pid:
+            return entry
+        error = ModelNotReady(f"The process of {name!r} has ended; it is being brought back.", "Try again in a few seconds.")
+        return replace(entry, state=LOADING, error=error)
+
+    async def _facts(self, name: str) -> Facts | None:
+        try:
+            return Facts.from_config(name, await self._control.config(name))
+        except (KeyError, ValueError):
+            log.exception("the configuration of a model is not ours", extra={"model": name})
+        except ForcegateError:
+            pass  # unloaded since the index was read
+        return None
+
+    def _verified(self, entry: Entry) -> Entry:
+        """Not ready unless Triton's copy names the checkpoint that the catalogue vouches for."""
+        expected = entry.variant.checkpoint.sha256
+        if entry.facts is not None and entry.facts.checkpoint_sha256 == expected:
+            return entry
+        name = entry.variant.name
+        if entry.facts is None:
+            return replace(entry, state=LOADING, error=_being_loaded(name), ready_until=-1e9)
+        error = CheckpointMismatch(
+            f"Triton serves {name!r} with the checkpoint {entry.facts.checkpoint_sha256}, and the catalogue has {expected}.",
+            "Export the repository again and reload the model.",
+        )
+        return replace(entry, state=FAILED, error=error, facts=None, ready_until=-1e9)
+
+    def _entry(self, name: str, state: ModelState | None) -> Entry:
+        variant = self.catalogue.variants[name]
+        report = self._reports.read(name)
+        word, error = self._judge(variant, state, report)
+        report = replace(report, memory_mb=resident_mb(report.pid))
+        return Entry(variant, self.catalogue.family_of(variant), word, error, report=report)
+
+    def _judge(self, variant: Variant, state: ModelState | None, report: Report) -> tuple[str, ForcegateError | None]:
+        name = variant.name
+        if state is not None and state.state == "READY":
+            return READY, None
+        if name in self._loading or (state is not None and state.state == "LOADING"):
+            return LOADING, _being_loaded(name)
+        file = self._repository / name / "1" / variant.checkpoint.file
+        if not file.exists():
+            return MISSING, CheckpointMissing(
+                f"The checkpoint of {name!r} is not in place: {variant.checkpoint.file}, sha256 {variant.checkpoint.sha256}.",
+                f"`python -m exporters.checkpoints {name}` puts it there.",
+            )
+        if state is not None and state.reason and state.reason != "unloaded":
+            error = (
+                from_wire(state.reason)
+                or report.error
+                or EnvironmentBroken(f"The model {name!r} could not be loaded; its log says why.")
+            )
+            return (MISSING if isinstance(error, CheckpointMissing) else FAILED), _conflict(error)
+        return LOADABLE, ModelNotReady(f"The model {name!r} is not loaded.", f"POST /api/v1/models/{name}/load loads it.")
+
+    def _unreachable(self, entry: Entry) -> Entry:
+        if entry.state != READY:
+            return entry
+        error = ModelNotReady(f"The model {entry.variant.name!r} is being brought back.", "Try again in a few seconds.")
+        return replace(entry, state=LOADING, error=error)
+
+
+class _Reports:
+    """The files that models write when they load, read again when they change."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, tuple[int, Report]] = {}
+
+    def read(self, name: str) -> Report:
+        path = self._folder / f"{name}.json"
+        try:
+            changed = path.stat().st_mtime_ns
+            known = self._known.get(name)
+            if known is None or known[0] != changed:
+                known = changed, _report(json.loads(path.read_bytes()))
+                self._known[name] = known
+        except (OSError, ValueError, TypeError, AttributeError):
+            return Report()
+        return known[1]
+
+
+def _report(data: Mapping[str, Any]) -> Report:
+    error = data.get("error")
+    return Report(
+        ready=bool(data.get("ready")),
+        error=BY_CODE.get(error.get("code"), GateFailed)(str(error.get("detail", "")), str(error.get("hint", "")))
+        if error
+        else None,
+        gate=data.get("gate"),
+        seconds=data.get("seconds"),
+        device=data.get("device"),
+        pid=data.get("pid"),
+        time=float(data.get("time") or 0.0),
+    )
+
+
+def alive(pid: int | None) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent to notice does not."""
+    if pid is None:
+        return False
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def resident_mb(pid: int | None) -> int | None:
+    """Resident memory of a process in MB, or None where it does not run."""
+    if pid is None:
+        return None
+    try:
+        return int(psutil.Process(pid).memory_info().rss) // 2**20
+    except psutil.Error:
+        return None
+
+
+def _being_loaded(name: str) -> ModelNotReady:
+    return ModelNotReady(f"The model {name!r} is being loaded.", "Try again in a few seconds.")
+
+
+def _conflict(error: ForcegateError) -> ForcegateError:
+    """A failed load does not heal by asking again, whatever the model's error said of itself."""
+    return EnvironmentBroken(error.detail, error.hint) if error.retryable else error
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
