@@ -57,6 +57,13 @@ class UnsupportedMediaType(InvalidRequest):
     default_hint = "Send application/json or application/msgpack."
 
 
+class UnsupportedTask(InvalidRequest):
+    """The calculation is not served, or not in this combination."""
+
+    code, status = "unsupported_task", 422
+    default_hint = "Ask for `single_point`."
+
+
 class BodyTooLarge(ForcegateError):
     """The request body is longer than the gateway accepts."""
 
@@ -259,7 +266,8 @@ def _tree(base: type[ForcegateError]) -> dict[str, type[ForcegateError]]:
 BY_CODE: dict[str, type[ForcegateError]] = _tree(ForcegateError)
 """Every error class by its code."""
 
-_WIRE = re.compile(r"(?P<code>[a-z_]+): (?P<detail>.*?)(?: \| hint: (?P<hint>.*))?$", re.DOTALL)
+# One line: Triton adds a traceback of its own after what a model said while it was loading.
+_WIRE = re.compile(r"(?P<code>[a-z_]+): (?P<detail>.*?)(?: \| hint: (?P<hint>.*?))?;?$", re.MULTILINE)
 
 
 def from_wire(text: str) -> ForcegateError | None:
