@@ -5,6 +5,7 @@ Energies in eV, forces in eV/A, stress in eV/A^3 (Voigt xx yy zz yz xz xy, ASE's
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -71,7 +72,10 @@ class Connection:
         """Triton's service, on an open channel."""
         with self._lock:
             if self._stub is None:
-                self._channel = grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+                # A proxy of the environment, which gRPC would ask otherwise, cannot reach this machine's own loopback.
+                local = self.address.startswith(("127.", "localhost:", "[::1]:"))
+                options = [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not local))]
+                self._channel = grpc.insecure_channel(self.address, options=options)
                 self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
             return self._stub
 
@@ -167,7 +171,7 @@ class Connection:
         known = self.parameters(attempts)
         head = head or known.get("default_head", "")
         provenance = {"model": self.model, "head": head} | {name: known.get(name, "") for name in PROVENANCE}
-        provenance["functional"] = _head_functionals(known).get(head, provenance["functional"])
+        provenance["functional"] = json.loads(known.get("head_functionals") or "{}").get(head, provenance["functional"])
         return provenance
 
     def _read_parameters(self, timeout: float) -> dict[str, str]:
@@ -260,12 +264,6 @@ def results_of(answer: Mapping[str, np.ndarray], atoms: int) -> dict[str, Any]:
 def new_request_id() -> str:
     """An id that finds the request in the model's log."""
     return uuid.uuid4().hex
-
-
-def _head_functionals(parameters: Mapping[str, str]) -> dict[str, str]:
-    import json
-
-    return json.loads(parameters.get("head_functionals") or "{}")
 
 
 class ForcegateCalculator(Calculator):

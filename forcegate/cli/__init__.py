@@ -1,0 +1,60 @@
+"""The command ``forcegate``.
+
+Exit codes: 0 all is well; 1 a structure or a file failed; 2 the command cannot be understood; 3 the service or the model is not
+available. Modules of this package import what is slow (ASE, gRPC) inside their commands, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from forcegate import __version__
+from forcegate.cli.compare import compare
+from forcegate.cli.demo import demo
+from forcegate.cli.evaluate import evaluate
+from forcegate.cli.models import models
+from forcegate.cli.terminal import exit_code, report
+from forcegate.errors import ForcegateError
+
+
+def main() -> None:
+    """The console script: every typed error becomes one sentence on stderr and an exit code."""
+    try:
+        application()()
+    except ForcegateError as error:
+        report(error)
+        raise SystemExit(exit_code(error)) from None
+
+
+def application() -> typer.Typer:
+    """All commands; ``serve`` only where the service itself is installed."""
+    app = typer.Typer(
+        help="Machine-learned force fields, served by NVIDIA Triton.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    _add_serve(app)
+    for command in (models, evaluate, compare, demo):
+        app.command()(command)
+    return app
+
+
+def _add_serve(app: typer.Typer) -> None:
+    try:
+        from forcegate.cli.serve import serve
+    except ImportError:  # the extra `serve` is not installed: this machine is a client alone
+        return
+    app.command()(serve)
+
+
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit

@@ -1,0 +1,252 @@
+"""``Client`` and ``AsyncClient``: the REST service from Python. Energies in eV, forces in eV/A, stress in eV/A^3."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import httpx
+from ase import Atoms
+
+from forcegate import errors
+from forcegate.retries import Attempts
+from forcegate.structure import Structure, from_atoms, to_mapping
+
+URL_VARIABLE = "FORCEGATE_URL"
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+Encoding = Literal["json", "msgpack"]
+AnyStructure = Atoms | Structure | Mapping[str, Any] | str | os.PathLike[str]
+"""ASE Atoms, a ``Structure``, the REST form of atoms, or the path of a file that ASE reads (its last structure)."""
+
+MSGPACK = "application/msgpack"
+
+DIRECT: dict[str, Any] = {"all://127.0.0.1": None, "all://localhost": None}
+"""Where a proxy of the environment is not asked: this machine itself."""
+
+
+class _Client:
+    """What both clients share: how a request looks and what an answer means. ``call`` is theirs; it may return an awaitable."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        timeout: float = 60.0,
+        connect_timeout: float = 10.0,
+        encoding: Encoding = "json",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.url = (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
+        self.timeout = timeout
+        self.connect_timeout = connect_timeout
+        self.encoding = encoding
+        self.answered = False
+        """Whether the gateway has answered this client before."""
+        self._headers = dict(headers or {})
+        if encoding == "msgpack":
+            _msgpack()
+
+    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, part: str = "") -> Any:
+        """Any endpoint, such as ``call("GET", "/gpu-status")``: the decoded answer, or the one field of it that ``part`` names."""
+        raise NotImplementedError
+
+    def health(self) -> Any:
+        """The state of the gateway and of its workers: the answer of GET /health."""
+        return self.call("GET", "/health")
+
+    def models(self) -> Any:
+        """A list of every model with its state, elements, heads, functional, checkpoint hash and licence."""
+        return self.call("GET", "/api/v1/models", part="models")
+
+    def single_point(self, atoms: AnyStructure, model: str, **options: Any) -> Any:
+        """Energy, forces and stress of one structure: the answer of POST /api/v1/single_point.
+
+        ``stress`` is None in it unless the structure is periodic in all three directions. ``options`` are further fields of the
+        body: ``head``, ``compute_forces``, ``compute_stress``, ``dispersion``.
+        """
+        return self.call("POST", "/api/v1/single_point", {"model_name": model, "atoms": mapping(atoms), **options})
+
+    def batch(self, structures: Iterable[AnyStructure], model: str, **options: Any) -> Any:
+        """A list with one answer, or ``{"error": ...}``, for each structure, in order; ``options`` as of ``single_point``.
+
+        For very many structures use ``forcegate.evaluate``, which has no limit.
+        """
+        body = {"model_name": model, "atoms": [mapping(structure) for structure in structures], **options}
+        return self.call("POST", "/api/v1/batch", body, part="results")
+
+    def multi_model(self, atoms: AnyStructure, models: Sequence[str], **task_params: Any) -> Any:
+        """One structure at several models, with their comparison; ``task_params`` such as ``heads={model: head}``."""
+        body = {"model_names": list(models), "task": "single_point", "task_params": task_params, "atoms": mapping(atoms)}
+        return self.call("POST", "/api/v1/multi_model", body)
+
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        headers = dict(self._headers)
+        content = None
+        if self.encoding == "msgpack":
+            headers["Accept"] = MSGPACK
+        if body is not None:
+            headers["Content-Type"] = MSGPACK if self.encoding == "msgpack" else "application/json"
+            content = _msgpack().packb(body) if self.encoding == "msgpack" else json.dumps(body).encode()
+        return {"method": method, "url": self.url + path, "headers": headers, "content": content}
+
+    def _answer(self, response: httpx.Response, part: str) -> Any:
+        """The decoded body of a good answer, or its field ``part``.
+
+        Raises:
+            ForcegateError: the typed error of any other answer.
+        """
+        self.answered = True
+        try:
+            packed = response.headers.get("Content-Type", "").startswith(MSGPACK)
+            body = _msgpack().unpackb(response.content) if packed else response.json()
+            if response.is_success:
+                return body[part] if part else body
+        except (ValueError, KeyError, TypeError):
+            body = {"detail": f"{self.url} answered {response.status_code} with a body that is not Forcegate's."}
+        raise typed(response.status_code, body, response.headers.get("X-Request-ID", ""))
+
+    def _pause(self, error: errors.ForcegateError, attempts: Attempts, response: httpx.Response | None) -> float:
+        asked = response.headers.get("Retry-After", "") if response is not None else ""
+        # The header may hold a date instead of seconds; our gateway sends seconds.
+        return attempts.pause(error, self.answered, float(asked) if asked.replace(".", "", 1).isdigit() else 0.0)
+
+    def _attempts(self) -> Attempts:
+        return Attempts(self.timeout, self.connect_timeout)
+
+    def _typed(self, failure: httpx.TransportError | errors.ForcegateError) -> errors.ForcegateError:
+        if isinstance(failure, errors.ForcegateError):
+            return failure
+        if isinstance(failure, httpx.UnsupportedProtocol):
+            return errors.InvalidRequest(f"{self.url} is not an address.", "It has to look like http://127.0.0.1:8000.")
+        if isinstance(failure, httpx.TimeoutException) and not isinstance(failure, httpx.ConnectTimeout):
+            return errors.DeadlineExceeded(f"{self.url} did not answer within {self.timeout:g} s.")
+        return errors.ServerUnavailable(
+            f"Nothing answers at {self.url}.", f"Start the service with `forcegate serve`, or name its address in {URL_VARIABLE}."
+        )
+
+
+class Client(_Client):
+    """The REST service. Threads may share a client; use it as a context manager, or ``close`` it.
+
+    What can pass (a model that is restarting, a full queue) is waited for and tried again within ``timeout``, the time in
+    ``Retry-After`` honoured. Every other error is raised as its type in ``forcegate.errors``, with the answer's ``request_id``.
+
+    Args:
+        url: address of the gateway; ``FORCEGATE_URL``, else ``http://127.0.0.1:8000``.
+        timeout: seconds for one call, retries included.
+        connect_timeout: seconds to wait for a gateway that has never answered this client.
+        encoding: ``json``, or ``msgpack`` where that package is installed; smaller and quicker for large structures.
+        headers: sent with every request.
+    """
+
+    def __init__(self, url: str | None = None, **options: Any) -> None:
+        super().__init__(url, **options)
+        self._http = httpx.Client(mounts=DIRECT)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self._http.close()
+
+    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, part: str = "") -> Any:
+        attempts, request = self._attempts(), self._request(method, path, body)
+        while True:
+            response = None
+            try:
+                response = self._http.request(**request, timeout=attempts.remaining)
+                return self._answer(response, part)
+            except (httpx.TransportError, errors.ForcegateError) as failure:
+                error = self._typed(failure)
+            time.sleep(self._pause(error, attempts, response))
+
+
+class AsyncClient(_Client):
+    """``Client`` for asyncio: the same arguments and methods, to be awaited; ``async with``, or ``await client.close()``."""
+
+    def __init__(self, url: str | None = None, **options: Any) -> None:
+        super().__init__(url, **options)
+        self._http = httpx.AsyncClient(mounts=DIRECT)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        await self._http.aclose()
+
+    async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, part: str = "") -> Any:
+        attempts, request = self._attempts(), self._request(method, path, body)
+        while True:
+            response = None
+            try:
+                response = await self._http.request(**request, timeout=attempts.remaining)
+                return self._answer(response, part)
+            except (httpx.TransportError, errors.ForcegateError) as failure:
+                error = self._typed(failure)
+            await asyncio.sleep(self._pause(error, attempts, response))
+
+
+def mapping(atoms: AnyStructure) -> dict[str, Any]:
+    """The REST form of any description of a structure.
+
+    Raises:
+        InvalidStructure: a file that cannot be read.
+    """
+    if isinstance(atoms, Mapping):
+        return dict(atoms)
+    if isinstance(atoms, str | os.PathLike):
+        atoms = read_file(atoms)
+    return to_mapping(atoms if isinstance(atoms, Structure) else from_atoms(atoms))
+
+
+def read_file(path: str | os.PathLike[str]) -> Atoms:
+    """The last structure in a file of any format that ASE reads.
+
+    Raises:
+        InvalidStructure: there is no such file, or it does not parse.
+    """
+    from ase.io import read
+
+    try:
+        return cast(Atoms, read(os.fspath(path)))
+    except Exception as error:  # ASE's readers raise anything from IndexError to AssertionError on malformed text
+        raise errors.InvalidStructure(
+            f"{os.fspath(path)} cannot be read: {type(error).__name__}: {str(error)[:200]}",
+            "It has to be a structure file that ASE reads, such as CIF, POSCAR, extxyz or a trajectory.",
+        ) from None
+
+
+def typed(status: int, body: Any, request_id: str) -> errors.ForcegateError:
+    """The error in the body of an answer; one of a code that this client does not know keeps the gateway's word on retrying."""
+    fields = body if isinstance(body, Mapping) else {}
+    detail, hint = str(fields.get("detail", f"The gateway answered {status}.")), str(fields.get("hint", ""))
+    kind = errors.BY_CODE.get(str(fields.get("code")))
+    if kind is None:
+        retryable = bool(fields.get("retryable", status in (429, 502, 503)))
+        kind = type(
+            "UnknownError", (errors.ForcegateError,), {"code": str(fields.get("code")), "status": status, "retryable": retryable}
+        )
+    error = kind(detail, hint)
+    error.request_id = request_id
+    return error
+
+
+def _msgpack() -> Any:
+    try:
+        import msgpack
+    except ImportError:
+        raise errors.SetupError("encoding='msgpack' needs the package msgpack.", "Install it: pip install msgpack.") from None
+    return msgpack
