@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 import forcegate
 from forcegate.errors import ForcegateError, InvalidRequest, MethodNotAllowed, NotFound
@@ -22,6 +23,13 @@ from frontend.settings import Settings
 
 class Gateway(FastAPI):
     """The application; its OpenAPI document is completed by ``frontend.documentation``."""
+
+    front: EveryRequest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request; ``front`` is around everything, the framework's own layers too."""
+        scope["app"] = self
+        await self.front(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         """The document, made once."""
@@ -53,7 +61,7 @@ def create_app(settings: Settings) -> Gateway:
         exception_handlers={ForcegateError: _typed, HTTPException: _framework},
     )
     app.state.service = parts
-    app.add_middleware(EveryRequest, metrics=parts.metrics)
+    app.front = EveryRequest(super(Gateway, app).__call__, parts.metrics, calculations.DIRECT, _typed)
     for routes in (service, models, calculations, pages):
         app.include_router(routes.router)
     return app

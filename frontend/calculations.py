@@ -22,7 +22,9 @@ from frontend.telemetry import Call
 from frontend.triton.directory import Facts
 
 WINDOW: Final = 128
-"""Structures of one batch that are in Triton at once: enough to fill its batches, few enough to leave room for others."""
+WINDOW_ATOMS: Final = 16_384
+"""Structures of one batch, and roughly their atoms, that are in Triton at once: enough to fill its batches, few enough to leave room
+for others, and for the event loop to answer in between."""
 
 UNITS: Final = Shared(
     {
@@ -76,7 +78,7 @@ async def batch(service: Service, task: Batch, call: Call) -> dict[str, Any]:
         # All workers take from one iterator, so a slow structure holds up nobody but itself.
         entries = iter(enumerate(task.structures))
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(WINDOW, len(task.structures))):
+            for _ in range(_window(task)):
                 group.create_task(work(entries))
     if len(failures) == len(results) and all(error.retryable for error in failures):
         raise failures[0]
@@ -167,6 +169,11 @@ async def _evaluate(
     for name in facts.extra_outputs:
         result[name] = arrays[name]
     return result
+
+
+def _window(task: Batch) -> int:
+    largest = max((len(entry) for entry in task.structures if isinstance(entry, Structure)), default=1)
+    return min(WINDOW, len(task.structures), max(2, WINDOW_ATOMS // max(largest, 1)))
 
 
 def _outputs(facts: Facts, options: Options) -> tuple[str, ...]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable, Mapping
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forcegate.errors import ForcegateError
@@ -21,12 +24,25 @@ CLIENT_GONE = 499
 """Status in logs and metrics of a request whose caller went away before its answer, as nginx has it."""
 
 
-class EveryRequest:
-    """The outermost layer of the application."""
+Endpoint = Callable[[Request], Awaitable[Response]]
+Refuse = Callable[[Request, Exception], Awaitable[Response]]
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+
+class EveryRequest:
+    """The outermost layer of the application.
+
+    Args:
+        app: the framework, which answers everything that ``direct`` does not.
+        direct: endpoints by the path that is POSTed to. They are routes of ``app`` too; going past its layers saves a third of the
+            time that a small calculation takes in the gateway.
+        refuse: makes the answer for a typed error.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, direct: Mapping[str, Endpoint], refuse: Refuse) -> None:
         self.app = app
         self.metrics = metrics
+        self.direct = direct
+        self.refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; websockets and lifespan pass through."""
@@ -47,7 +63,12 @@ class EveryRequest:
 
         self.metrics.requests_in_flight.inc()
         try:
-            await self.app(scope, receive, send_with_id)
+            endpoint = self.direct.get(scope["path"]) if scope["method"] == "POST" else None
+            if endpoint is None:
+                await self.app(scope, receive, send_with_id)
+            else:
+                call.route = scope["path"]
+                await self._answer(endpoint, scope, receive, send_with_id)
         except asyncio.CancelledError:
             if not call.gone:
                 raise
@@ -67,8 +88,16 @@ class EveryRequest:
             self._finish(scope, call, CLIENT_GONE if call.gone else status)
             REQUEST_ID.reset(token)
 
+    async def _answer(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            response = await endpoint(request)
+        except ForcegateError as error:
+            response = await self.refuse(request, error)
+        await response(scope, receive, send)
+
     def _finish(self, scope: Scope, call: Call, status: int) -> None:
-        route = getattr(scope.get("route"), "path", UNMATCHED)
+        route = call.route or getattr(scope.get("route"), "path", UNMATCHED)
         # Methods that no route knows would be labels that anybody can invent.
         method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS") else "other"
         self.metrics.seconds.labels(route, call.model).observe(call.seconds)

@@ -56,6 +56,7 @@ class Call:
         limit: seconds that the request may take.
         deadline: ``time.monotonic()`` until which an answer is worth sending.
         model: canonical name, or empty where no single known model was meant.
+        route: path template, where it is known without the framework.
         structures, atoms: the size of the work.
         code: code of the error that was answered, if any.
         gone: the caller went away before the answer.
@@ -67,6 +68,7 @@ class Call:
     limit: float = float("inf")
     deadline: float = float("inf")
     model: str = ""
+    route: str = ""
     structures: int = 0
     atoms: int = 0
     code: str = ""

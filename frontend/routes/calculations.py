@@ -52,6 +52,14 @@ async def multi_model(request: Request) -> Response:
     return await _calculate(request, "multi_model", calculations.multi_model)
 
 
+DIRECT: Final = {
+    "/api/v1/single_point": single_point,
+    "/api/v1/batch": batch,
+    "/api/v1/multi_model": multi_model,
+}
+"""The endpoints above by their paths, for ``frontend.middleware``."""
+
+
 async def _calculate(
     request: Request, name: Calculation, calculate: Callable[[Service, Any, Call], Awaitable[dict[str, Any]]]
 ) -> Response:
