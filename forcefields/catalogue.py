@@ -166,7 +166,7 @@ def load(folders: Iterable[Path] | None = None) -> Catalogue:
         folders: where to look; the families of this repository and of ``FORCEGATE_FAMILIES`` when not given.
 
     Raises:
-        ValueError: a file is malformed, or two variants claim one name.
+        ValueError: a file is malformed, or two families or variants claim one name.
     """
     if folders is None:
         return _cached(os.environ.get(EXTRA_FAMILIES, ""))
@@ -175,6 +175,8 @@ def load(folders: Iterable[Path] | None = None) -> Catalogue:
     for folder in folders:
         for path in sorted(folder.glob("*/family.toml")):
             family = _family(path)
+            if family.name in families:
+                raise ValueError(f"{path}: there is a family {family.name!r} already, in {families[family.name].folder}")
             families[family.name] = family
             for variant in family.variants:
                 for name in (variant.name, *variant.aliases):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Callable
 
 from forcegate.errors import DeadlineExceeded, EvaluationFailed, ForcegateError, ModelNotReady, ServerUnavailable
 
@@ -12,8 +13,49 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 2.0
 """Pauses double from the first to the longest, in s. A model's process is back within seconds, a server within thirty."""
 
-MAX_CRASHES = 2
-"""A structure during which the model's process has died this often is taken for the cause, and is not sent again."""
+MAX_CRASHES = 6
+"""A call during which the model's process has died this often is given up. The model itself finds out sooner which structure kills
+it: after a death it evaluates those of that pass one by one, and refuses one that was alone at two deaths."""
+
+REPLACEMENT_SECONDS = 5.0
+"""How long a dead process is left alone; then it is called again, in case it was replaced without a trace."""
+
+
+class Process:
+    """The process behind a model, of which one dies and another takes its place.
+
+    A dead process answers every call with the same error until it is replaced, so a call is sent again only to a new one: else
+    structures would be blamed for a death that came before them.
+
+    Args:
+        read: names the model's present process; None where that cannot be found out.
+    """
+
+    def __init__(self, read: Callable[[], str | None]) -> None:
+        self.current: str | None = None
+        """The process that calls go to, as far as is known."""
+        self._read = read
+        self._dead: str | None = None
+        self._given_up = 0.0
+
+    def died(self, sent_to: str | None) -> str:
+        """Names the process that died under a call that was sent to ``sent_to``."""
+        now = self._read()
+        if sent_to is not None and now is not None and now != sent_to:
+            self.current = now
+            return sent_to
+        self._dead, self._given_up = now or "", time.monotonic() + REPLACEMENT_SECONDS
+        return self._dead
+
+    def replaced(self) -> bool:
+        """Whether calls may be sent: none is known to be dead, or the dead one has been replaced."""
+        if self._dead is None:
+            return True
+        now = self._read()
+        if now in (None, self._dead) and time.monotonic() < self._given_up:
+            return False
+        self.current, self._dead = now, None
+        return True
 
 
 class Attempts:
@@ -46,7 +88,7 @@ class Attempts:
             process: which one. The errors of one dead process, which come until it is replaced, count once.
 
         Raises:
-            EvaluationFailed: that was the second process.
+            EvaluationFailed: that was one too many.
         """
         self._crashes.add(process)
         if len(self._crashes) >= MAX_CRASHES:

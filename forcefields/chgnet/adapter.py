@@ -19,8 +19,21 @@ from pymatgen.core import Structure as PymatgenStructure
 
 from forcefields.base import ForceField, Graph, Result
 from forcefields.catalogue import Variant
+from forcefields.neighbours import neighbour_images
 from forcegate.contract import voigt_from_matrix
 from forcegate.structure import Structure
+
+
+class _Crystal(PymatgenStructure):
+    """A pymatgen structure whose neighbours vesin finds.
+
+    Pymatgen's own search takes memory for every box of the cutoff's width in the cell, empty ones too: 27 GB for a cell of 3000 A,
+    which ends the process.
+    """
+
+    def get_neighbor_list(self, r: float, *_: object, **__: object) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """First atom, second atom, image of the second, distance: what CHGNet's graph converter asks for."""
+        return neighbour_images(Structure(np.array(self.atomic_numbers), self.cart_coords, self.lattice.matrix), r)
 
 
 class CHGNetForceField(ForceField):
@@ -47,7 +60,7 @@ class CHGNetForceField(ForceField):
     def graph(self, structure: Structure, head: str) -> Graph:  # noqa: ARG002
         """The package's atom and bond graph of one structure."""
         crystal = self._model.graph_converter(
-            PymatgenStructure(Lattice(structure.cell), structure.numbers, structure.positions, coords_are_cartesian=True)
+            _Crystal(Lattice(structure.cell), structure.numbers, structure.positions, coords_are_cartesian=True)
         )
         return Graph(crystal, len(structure), len(crystal.atom_graph))
 

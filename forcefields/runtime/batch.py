@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from forcefields.base import ForceField, Graph, Result
@@ -12,6 +13,9 @@ from forcegate.errors import EvaluationFailed, ForcegateError, OutOfMemory
 from forcegate.structure import Structure
 
 log = logging.getLogger(__name__)
+
+Guard = Callable[[Sequence["Job"]], AbstractContextManager[None]]
+"""Makes a context around one forward pass over some jobs."""
 
 GRADIENTS = frozenset({"forces", "stress"})
 """Outputs that need a backward pass."""
@@ -25,6 +29,8 @@ class Job:
     head: str
     outputs: frozenset[str]
     request_id: str = ""
+    alone: bool = False
+    """Not to share a pass: the model's process died in one that held this structure."""
     graph: Graph | None = None
     result: Result | None = None
     error: ForcegateError | None = None
@@ -45,10 +51,11 @@ def pack(jobs: Sequence[Job], atoms: int, edges: int) -> list[list[Job]]:
 
     The order is fixed, so that one batch is always cut in the same way. Passes are made about equally large: the last one of a
     batch is then not a small one that wastes a call. A job without gradients never shares a pass with one that needs them.
+    Jobs that have to be alone come last.
     """
     packs: list[list[Job]] = []
     for wants_gradients in (True, False):
-        chosen = [job for job in jobs if bool(job.outputs & GRADIENTS) == wants_gradients]
+        chosen = [job for job in jobs if not job.alone and bool(job.outputs & GRADIENTS) == wants_gradients]
         total = sum(_graph(job).atoms for job in chosen)
         share = total / max(1, round(total / atoms))
         current: list[Job] = []
@@ -62,21 +69,21 @@ def pack(jobs: Sequence[Job], atoms: int, edges: int) -> list[list[Job]]:
             size, pairs = size + graph.atoms, pairs + graph.edges
         if current:
             packs.append(current)
-    return packs
+    return packs + [[job] for job in jobs if job.alone]
 
 
-def evaluate_pack(force_field: ForceField, jobs: Sequence[Job], tally: Tally, watched: Callable[[int], object]) -> None:
+def evaluate_pack(force_field: ForceField, jobs: Sequence[Job], tally: Tally, guard: Guard) -> None:
     """Evaluates jobs in one forward pass; on failure in halves, until the one that fails is alone.
 
     Each job gets its result or its own error; nothing is raised.
 
     Args:
-        watched: makes a context manager around a pass over that many atoms (the watchdog).
+        guard: the context of each pass (watchdog and journal).
     """
     outputs = frozenset[str]().union(*(job.outputs for job in jobs))
     atoms = sum(_graph(job).atoms for job in jobs)
     try:
-        with watched(atoms):  # type: ignore[attr-defined]
+        with guard(jobs):
             results = force_field.evaluate([_graph(job) for job in jobs], outputs)
         tally.passes += 1
         tally.pass_atoms.append(atoms)
@@ -98,7 +105,7 @@ def evaluate_pack(force_field: ForceField, jobs: Sequence[Job], tally: Tally, wa
     if memory:
         release_memory()
     for half in _halves(jobs):
-        evaluate_pack(force_field, half, tally, watched)
+        evaluate_pack(force_field, half, tally, guard)
 
 
 def _failure(error: Exception, memory: bool, atoms: int) -> ForcegateError:

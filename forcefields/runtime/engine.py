@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from forcefields.base import ForceField
 from forcefields.catalogue import Variant
 from forcefields.runtime import physics
 from forcefields.runtime.batch import Job, Tally, evaluate_pack, pack
+from forcefields.runtime.journal import Journal
 from forcegate.errors import EvaluationFailed, ForcegateError
 from forcegate.structure import Structure
 
@@ -41,7 +42,8 @@ class Engine:
 
     Args:
         limits: the largest structure that is taken.
-        watched: makes a context manager around each forward pass over that many atoms; the model puts its watchdog here.
+        journal: remembers over a death of this process what it was evaluating; none where nobody would start it again.
+        watchdog: makes a context around a forward pass over that many atoms.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class Engine:
         force_field: ForceField,
         variant: Variant,
         limits: physics.Limits,
-        watched: Callable[[int], object] = lambda _atoms: nullcontext(),
+        journal: Journal | None = None,
+        watchdog: Callable[[int], AbstractContextManager[None]] = lambda _atoms: nullcontext(),
     ) -> None:
         self.force_field = force_field
         self.variant = variant
         self.limits = limits
-        self._watched = watched
+        self._journal = journal
+        self._watchdog = watchdog
 
     def evaluate(
         self, structures: Sequence[Structure], head: str = "", outputs: frozenset[str] = DEFAULT_OUTPUTS
@@ -76,7 +80,7 @@ class Engine:
         report.edges = sum(job.graph.edges for job in ready if job.graph)
         started = time.perf_counter()
         for packed in pack(ready, self.variant.packing.atoms, self.limits.edges):
-            evaluate_pack(self.force_field, packed, report.tally, self._watched)
+            evaluate_pack(self.force_field, packed, report.tally, self._guard)
             for job in packed:
                 job.graph = None
                 self._guarded(job, self._finish)
@@ -86,14 +90,33 @@ class Engine:
                 report.rejected[job.error.code] = report.rejected.get(job.error.code, 0) + 1
         return report
 
+    @contextmanager
+    def _guard(self, jobs: Sequence[Job]) -> Iterator[None]:
+        if self._journal is None:
+            yield
+            return
+        atoms = sum(len(job.structure) for job in jobs)
+        with self._journal.evaluating([(job.structure, job.head) for job in jobs]), self._watchdog(atoms):
+            yield
+
     def _build(self, job: Job) -> None:
         job.head = physics.validate(job.structure, job.head, self.variant, self.limits)
+        if self._journal is not None and not self._journal.empty:
+            self._judge(job, self._journal)
         normalised = physics.normalise(job.structure, self.force_field.cutoff)
         physics.check_size(normalised, self.force_field.cutoff, self.limits)
         physics.check_distances(normalised)
         graph = self.force_field.graph(normalised, job.head)
         physics.check_edges(graph.atoms, graph.edges, self.limits)
         job.graph = graph
+
+    def _judge(self, job: Job, journal: Journal) -> None:
+        if journal.condemned(job.structure, job.head):
+            raise EvaluationFailed(
+                f"The process of {self.variant.name} died twice while it evaluated this structure alone, so it is not tried again.",
+                "Check its size, its distances and its cell; the model's log tells more.",
+            )
+        job.alone = journal.suspected(job.structure, job.head)
 
     def _finish(self, job: Job) -> None:
         if job.result is not None:

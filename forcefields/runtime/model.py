@@ -19,6 +19,7 @@ from forcefields import catalogue
 from forcefields.runtime import gate, loading, transport
 from forcefields.runtime.batch import Job
 from forcefields.runtime.engine import Engine
+from forcefields.runtime.journal import Journal
 from forcefields.runtime.metrics import Metrics
 from forcefields.runtime.settings import ModelSettings
 from forcegate import contract, jsonlog, tensors
@@ -54,7 +55,8 @@ class TritonPythonModel:
         checkpoint = Path(args["model_repository"]) / args["model_version"] / variant.checkpoint.file
         force_field = loading.load(families, variant, checkpoint, device)
         limits = loading.limits(variant, self._settings.max_atoms, self._settings.memory_gb)
-        self._engine = Engine(force_field, variant, limits, self._watched)
+        journal = Journal(self._settings.state / "journal" / args["model_instance_name"])
+        self._engine = Engine(force_field, variant, limits, journal, self._watchdog)
         report = gate.pass_or_raise(self._engine, families.family_of(variant), device, self._settings)
         self._specs = {spec.name: spec for spec in contract.output_specs(variant.extra_outputs)}
         self._metrics = Metrics(name, pb_utils)
@@ -126,7 +128,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(transport.write_outputs(jobs, width, specs, pb_utils))
 
     @contextmanager
-    def _watched(self, atoms: int) -> Iterator[None]:
+    def _watchdog(self, atoms: int) -> Iterator[None]:
         """Ends this process when the forward pass hangs. It works in a thread of C, so code that holds the GIL is caught too."""
         limit = self._settings.watchdog_seconds * max(1.0, atoms / 256)
         faulthandler.dump_traceback_later(limit, exit=True)

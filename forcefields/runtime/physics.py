@@ -21,6 +21,7 @@ from forcegate.errors import (
     CoincidentAtoms,
     EmptyStructure,
     InvalidCell,
+    InvalidStructure,
     NonFiniteInput,
     NonFiniteResult,
     SpinNotSupported,
@@ -65,6 +66,8 @@ def validate(structure: Structure, head: str, variant: Variant, limits: Limits) 
     _elements(structure, variant)
     if structure.charge != 0 and not variant.uses_charge:
         raise ChargeNotSupported(f"{variant.name} does not know charges, and the structure has {structure.charge:g} e.")
+    if structure.spin < 0:
+        raise InvalidStructure("The spin multiplicity 2S+1 is negative.", "Give 1, 2, 3 ..., or 0 for the model's default.")
     if structure.spin > 1 and not variant.uses_spin:
         raise SpinNotSupported(f"{variant.name} does not know spin, and the structure has multiplicity {structure.spin}.")
     _cell(structure)
@@ -126,13 +129,13 @@ def normalise(structure: Structure, cutoff: float) -> Structure:
     vector with vacuum wider than ``cutoff``. Atoms keep their order, and energy and forces are those of ``structure``; so is
     the stress where all three directions were periodic.
     """
-    cell, origin = structure.cell, np.zeros(3)
+    cell, positions, origin = structure.cell, structure.positions, np.zeros(3)
     if not structure.pbc.all():
-        cell, origin = _completed_cell(structure, cutoff)
+        cell, positions, origin = _completed_cell(structure, cutoff)
     if np.linalg.det(cell) < 0:
         # The same lattice: every vector is replaced by its opposite.
         cell = -cell
-    fractional = (structure.positions - origin) @ np.linalg.inv(cell)
+    fractional = (positions - origin) @ np.linalg.inv(cell)
     fractional -= np.floor(fractional)
     # A coordinate just below 0 comes out of floor as exactly 1.
     fractional[fractional >= 1.0] = 0.0
@@ -140,19 +143,33 @@ def normalise(structure: Structure, cutoff: float) -> Structure:
     return replace(structure, numbers=numbers, positions=fractional @ cell, cell=cell, pbc=np.ones(3, dtype=bool))
 
 
-def _completed_cell(structure: Structure, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
-    """The cell with vacuum in place of the vectors that are not periodic, and the origin that centres the atoms in it."""
+def _completed_cell(structure: Structure, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The cell with vacuum in place of the vectors that are not periodic, the atoms, and the origin that centres them in it."""
     free = np.flatnonzero(~structure.pbc)
     periodic = structure.cell[structure.pbc]
     # Orthonormal directions that are orthogonal to all periodic vectors.
     normals = np.linalg.svd(periodic)[2][len(periodic) :] if len(periodic) else np.eye(3)
     along = structure.positions @ normals.T
+    vacuum = cutoff + VACUUM_MARGIN
+    excess = np.stack([_excess_gaps(coordinates, vacuum) for coordinates in along.T], axis=1)
+    along = along - excess
     low, high = along.min(axis=0), along.max(axis=0)
-    lengths = high - low + cutoff + VACUUM_MARGIN
+    lengths = high - low + vacuum
     cell = np.array(structure.cell)
     cell[free] = normals * lengths[:, None]
     origin = ((low + high - lengths) / 2) @ normals
-    return cell, origin
+    return cell, structure.positions - excess @ normals, origin
+
+
+def _excess_gaps(coordinates: np.ndarray, vacuum: float) -> np.ndarray:
+    """By how much each atom has to move down so that no gap along this direction is wider than ``vacuum``.
+
+    A model of finite range cannot tell, and its float32 coordinates would lose a molecule's bond lengths in a box of 1000 A.
+    """
+    order = np.argsort(coordinates, kind="stable")
+    excess = np.zeros_like(coordinates)
+    excess[order[1:]] = np.cumsum(np.maximum(np.diff(coordinates[order]) - vacuum, 0.0))
+    return excess
 
 
 def check_distances(normalised: Structure) -> None:
@@ -169,15 +186,22 @@ def check_distances(normalised: Structure) -> None:
 
 
 def check_size(normalised: Structure, cutoff: float, limits: Limits) -> None:
-    """Refuses a structure whose neighbour pairs, estimated from its mean density, do not fit into memory.
+    """Refuses a structure whose neighbour pairs, estimated from its density, do not fit into memory.
+
+    The density is taken box by box, each at least as wide as the cutoff: the mean over the cell says nothing of a cluster in vacuum.
 
     Raises:
         StructureTooLarge: names the largest number of atoms that fits at this density.
     """
-    atoms = len(normalised)
-    per_atom = atoms / abs(np.linalg.det(normalised.cell)) * 4 / 3 * math.pi * cutoff**3
-    # The mean underestimates a cluster in vacuum, whose true count is checked again; a margin of two is for that.
-    check_edges(atoms, int(atoms * per_atom / 2), limits)
+    inverse = np.linalg.inv(normalised.cell)
+    heights = 1.0 / np.linalg.norm(inverse, axis=0)
+    boxes = np.maximum(1.0, np.floor(heights / cutoff)).astype(np.int64)
+    place = np.minimum((normalised.positions @ inverse * boxes).astype(np.int64), boxes - 1)
+    _, counts = np.unique((place[:, 0] * boxes[1] + place[:, 1]) * boxes[2] + place[:, 2], return_counts=True)
+    volume = abs(np.linalg.det(normalised.cell)) / float(np.prod(boxes.astype(float)))
+    pairs = float(np.sum(counts.astype(float) ** 2)) / volume * 4 / 3 * math.pi * cutoff**3
+    # A margin of two, since this is an estimate: the true count is checked again.
+    check_edges(len(normalised), int(pairs / 2), limits)
 
 
 def check_edges(atoms: int, edges: int, limits: Limits) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,8 @@ def run(settings: Settings, prepare: Prepare, setup_only: bool = False) -> int:
     Raises:
         SetupError: it cannot be started; the sentence says why.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    # In a file or a pipe rich would fold the table into 80 columns.
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 132)
 
     def say(line: str) -> None:
         console.print(f"[dim]{datetime.now(UTC):%H:%M:%S}[/] {line}", markup=True)

@@ -1,0 +1,117 @@
+"""Remembers, over the death of this process, what it was evaluating: so that one structure cannot kill a model again and again.
+
+Before each forward pass the digests of its structures are written down. The process that comes after a death reads them: those
+structures are suspects, and each is evaluated in a pass of its own. One that is alone in the pass at two deaths is condemned: it is
+answered by an error and never evaluated again by this model. Everyone else's requests are tried again and succeed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from forcegate.structure import Structure
+
+log = logging.getLogger(__name__)
+
+DIGEST = 16
+"""Bytes of a digest."""
+LONE_DEATHS = 2
+"""Deaths alone after which a structure is condemned. One can be chance: somebody else may have killed the process."""
+REMEMBERED_SECONDS = 24 * 3600
+_COUNT = struct.Struct("<I")
+
+
+class Journal:
+    """The journal of one model instance, in two files: the pass that runs now, and what is held against structures.
+
+    Args:
+        path: without suffix; ``.pass`` and ``.json`` are added.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._charges_path = path.with_name(path.name + ".json")
+        self._charges = self._read_charges()
+        self._file = os.open(path.with_name(path.name + ".pass"), os.O_RDWR | os.O_CREAT, 0o600)
+        died_in = self._read_pass()
+        self._write_pass([])
+        if died_in:
+            self._charge(died_in)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is held against any structure, which is nearly always so."""
+        return not self._charges
+
+    def suspected(self, structure: Structure, head: str) -> bool:
+        """Whether the model died in a pass with this structure, so that it has to be evaluated alone."""
+        return not self.empty and digest(structure, head).hex() in self._charges
+
+    def condemned(self, structure: Structure, head: str) -> bool:
+        """Whether the model died twice in a pass with this structure alone."""
+        return not self.empty and self._charges.get(digest(structure, head).hex(), (0, 0.0))[0] >= LONE_DEATHS
+
+    @contextmanager
+    def evaluating(self, structures: Sequence[tuple[Structure, str]]) -> Iterator[None]:
+        """Around one forward pass over structures with their heads. What the process survives is no suspect any more."""
+        digests = [digest(structure, head) for structure, head in structures]
+        self._write_pass(digests)
+        try:
+            yield
+        finally:  # an exception is not a death either
+            self._write_pass([])
+            if not self.empty:
+                self._acquit(digests)
+
+    def _charge(self, died_in: list[bytes]) -> None:
+        alone = len(died_in) == 1
+        for entry in died_in:
+            lone, _ = self._charges.get(entry.hex(), (0, 0.0))
+            self._charges[entry.hex()] = (lone + alone, time.time())
+        log.warning("the process before this one died during a pass", extra={"structures": len(died_in), "alone": alone})
+        self._write_charges()
+
+    def _acquit(self, digests: Sequence[bytes]) -> None:
+        if [self._charges.pop(entry.hex()) for entry in digests if entry.hex() in self._charges]:
+            self._write_charges()
+
+    def _read_charges(self) -> dict[str, tuple[int, float]]:
+        try:
+            data = json.loads(self._charges_path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return {key: (lone, when) for key, (lone, when) in data.items() if time.time() - when < REMEMBERED_SECONDS}
+
+    def _write_charges(self) -> None:
+        partial = self._charges_path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._charges))
+        os.replace(partial, self._charges_path)
+
+    # The page cache keeps what was written when the process dies, so nothing is flushed to the disk.
+
+    def _write_pass(self, digests: Sequence[bytes]) -> None:
+        os.pwrite(self._file, _COUNT.pack(len(digests)) + b"".join(digests), 0)
+
+    def _read_pass(self) -> list[bytes]:
+        head = os.pread(self._file, _COUNT.size, 0)
+        if len(head) < _COUNT.size:
+            return []
+        body = os.pread(self._file, _COUNT.unpack(head)[0] * DIGEST, _COUNT.size)
+        return [body[k : k + DIGEST] for k in range(0, len(body) - DIGEST + 1, DIGEST)]
+
+
+def digest(structure: Structure, head: str) -> bytes:
+    """Identifies a structure with a head."""
+    found = hashlib.blake2b(head.encode(), digest_size=DIGEST)
+    for array in (structure.numbers, structure.positions, structure.cell, structure.pbc):
+        found.update(array.tobytes())
+    found.update(struct.pack("<di", structure.charge, structure.spin))
+    return found.digest()

@@ -1,0 +1,77 @@
+"""What a model process remembers over its own death."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from forcefields.runtime.journal import Journal, digest
+from forcegate.structure import Structure
+
+
+def structure(x: float) -> Structure:
+    return Structure(np.array([18, 18], dtype=np.int32), np.array([[0, 0, 0], [x, 0, 0]]))
+
+
+def die_with(path: Path, *structures: Structure) -> None:
+    """What the files hold when a process is killed during a pass."""
+    context = Journal(path).evaluating([(each, "") for each in structures])
+    context.__enter__()
+    context.gen = None  # type: ignore[attr-defined]  # the process is gone: nothing after the pass runs
+
+
+def test_a_pass_that_ends_leaves_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "m")
+    with journal.evaluating([(structure(3.0), "")]):
+        pass
+    assert Journal(tmp_path / "m").empty
+
+
+def test_a_pass_that_raises_is_not_a_death(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "m")
+    try:
+        with journal.evaluating([(structure(3.0), "")]):
+            raise RuntimeError
+    except RuntimeError:
+        pass
+    assert Journal(tmp_path / "m").empty
+
+
+def test_all_of_a_deadly_pass_are_suspects_and_none_is_condemned(tmp_path: Path) -> None:
+    die_with(tmp_path / "m", structure(3.0), structure(4.0))
+    journal = Journal(tmp_path / "m")
+    assert journal.suspected(structure(3.0), "")
+    assert journal.suspected(structure(4.0), "")
+    assert not journal.suspected(structure(5.0), "")
+    assert not journal.condemned(structure(3.0), "")
+
+
+def test_two_deaths_alone_condemn_and_one_does_not(tmp_path: Path) -> None:
+    for deaths in (1, 2):
+        die_with(tmp_path / "m", structure(3.0))
+        assert Journal(tmp_path / "m").condemned(structure(3.0), "") == (deaths == 2)
+
+
+def test_who_survives_a_pass_alone_is_acquitted(tmp_path: Path) -> None:
+    die_with(tmp_path / "m", structure(3.0), structure(4.0))
+    journal = Journal(tmp_path / "m")
+    with journal.evaluating([(structure(3.0), "")]):
+        pass
+    again = Journal(tmp_path / "m")
+    assert not again.suspected(structure(3.0), "")
+    assert again.suspected(structure(4.0), "")
+
+
+def test_files_that_are_cut_short_do_no_harm(tmp_path: Path) -> None:
+    die_with(tmp_path / "m", structure(3.0))
+    (tmp_path / "m.json").write_text('{"half')
+    (tmp_path / "m.pass").write_bytes(b"\x05\x00")
+    assert Journal(tmp_path / "m").empty
+
+
+def test_the_digest_tells_head_cell_and_charge_apart() -> None:
+    base = structure(3.0)
+    charged = Structure(base.numbers, base.positions, charge=1.0)
+    celled = Structure(base.numbers, base.positions, cell=np.eye(3))
+    assert len({digest(base, ""), digest(base, "PBE"), digest(charged, ""), digest(celled, "")}) == 4
