@@ -20,7 +20,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from forcegate import contract, errors
-from forcegate.retries import Attempts
+from forcegate.retries import Attempts, Process
 from forcegate.structure import Structure, from_atoms
 from forcegate.tensors import pack
 
@@ -37,18 +37,8 @@ CHANNEL_OPTIONS = [
 ]
 """Messages as long as gRPC can carry (its default of 4 MB stops at 80,000 atoms), and a quick return after a restart."""
 
-PROVENANCE = (
-    "family",
-    "package",
-    "package_version",
-    "checkpoint",
-    "checkpoint_sha256",
-    "functional",
-    "training_data",
-    "dtype",
-    "licence",
-)
-"""What ``provenance`` takes over from the model's configuration, besides the model's name and the head."""
+PROVENANCE = ("checkpoint_sha256", "functional", "dtype", "package", "package_version", "licence", "training_data")
+"""What ``provenance`` takes over from the model's configuration, besides the model's name, the head and dispersion."""
 
 _Answer = TypeVar("_Answer")
 _DTYPES: dict[str, np.dtype[Any]] = {"FP64": np.dtype("<f8"), "INT32": np.dtype("<i4"), "BOOL": np.dtype("?")}
@@ -66,6 +56,8 @@ class Connection:
         self._channel: grpc.Channel | None = None
         self._stub: service_pb2_grpc.GRPCInferenceServiceStub | None = None
         self._parameters: dict[str, str] | None = None
+        # Whoever brings a dead model back has to change its configuration, else Triton goes on calling the dead process.
+        self.process = Process(self._read_process)
 
     @property
     def stub(self) -> service_pb2_grpc.GRPCInferenceServiceStub:
@@ -119,6 +111,7 @@ class Connection:
 
     def _answer(self, call: Callable[[float], _Answer], attempts: Attempts) -> _Answer:
         while True:
+            sent_to = self.process.current
             try:
                 answer = call(attempts.remaining)
             except grpc.RpcError as failure:
@@ -127,20 +120,27 @@ class Connection:
                 self.answered = True
                 return answer
             # Outside the except clause: gRPC's own error would only bury the sentence that matters.
-            time.sleep(self.pause_after(error, attempts))
+            time.sleep(self.pause_after(error, attempts, sent_to))
+            while not self.process.replaced():
+                time.sleep(attempts.pause(error))
 
-    def pause_after(self, error: errors.ForcegateError, attempts: Attempts) -> float:
+    def pause_after(self, error: errors.ForcegateError, attempts: Attempts, sent_to: str | None) -> float:
         """Seconds to wait before the call that ended with ``error`` is made again.
+
+        Args:
+            sent_to: ``process.current`` when the call was sent.
 
         Raises:
             ForcegateError: it should not be made again; ``error`` itself, or what Triton says of the model's absence.
         """
         if isinstance(error, errors.ModelCrashed):
-            attempts.crashed_in(self._process())
+            attempts.crashed_in(self.process.died(sent_to))
         elif isinstance(error, errors.ModelNotReady):
             error = self._reason(error)
         if error.retryable:
             self._parameters = None  # what comes back may be another version of the service
+        if isinstance(error, errors.ServerUnavailable | errors.ModelNotReady):
+            self.process.current = None
         return attempts.pause(error, self.answered)
 
     def typed(self, failure: grpc.RpcError) -> errors.ForcegateError:
@@ -167,23 +167,26 @@ class Connection:
         return found
 
     def provenance(self, head: str | None, attempts: Attempts) -> dict[str, str]:
-        """Where the answers of ``head`` come from; the keys are ``model``, ``head`` and those of ``PROVENANCE``."""
+        """Where the answers of ``head`` come from, with the keys of a REST answer's ``provenance``."""
         known = self.parameters(attempts)
         head = head or known.get("default_head", "")
-        provenance = {"model": self.model, "head": head} | {name: known.get(name, "") for name in PROVENANCE}
+        dispersion = "included" if known.get("dispersion") == "included" else "none"
+        provenance = {"model": self.model, "head": head, "dispersion": dispersion}
+        provenance |= {name: known.get(name, "") for name in PROVENANCE}
         provenance["functional"] = json.loads(known.get("head_functionals") or "{}").get(head, provenance["functional"])
         return provenance
 
     def _read_parameters(self, timeout: float) -> dict[str, str]:
         answer = self.stub.ModelConfig(service_pb2.ModelConfigRequest(name=self.model), timeout=timeout)
-        return {name: value.string_value for name, value in answer.config.parameters.items()}
+        found = {name: value.string_value for name, value in answer.config.parameters.items()}
+        self.process.current = found.get("reloaded", "")
+        return found
 
-    def _process(self) -> str:
-        # Whoever brings a dead model back has to change its configuration, else Triton goes on calling the dead process.
+    def _read_process(self) -> str | None:
         try:
             return self._read_parameters(2.0).get("reloaded", "")
         except grpc.RpcError:
-            return ""
+            return None
 
     def _reason(self, error: errors.ForcegateError) -> errors.ForcegateError:
         """Why a model is not there: unknown, not loaded, being loaded, or refused with an error of its own."""
@@ -325,7 +328,7 @@ class ForcegateCalculator(Calculator):
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Where the numbers come from: ``model``, ``head`` and the keys of ``PROVENANCE``, from the model's own configuration."""
+        """Where the numbers come from: model, head, checkpoint_sha256, functional, package and more, as the service states it."""
         return self.connection.provenance(self.parameters["head"], self._attempts())
 
     def set(self, **parameters: Any) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def iterate(
     """Evaluates structures as they come and yields the answers in their order, in memory that does not grow with their number.
 
     A structure that fails has its ``error`` set; the others go on. When the model's process dies, the structures that were being
-    evaluated are sent again one by one, so that only the one that kills it twice is refused.
+    evaluated are sent again to the next one.
 
     Args:
         structures: ASE Atoms, or ``Structure``; a generator will do.
@@ -169,8 +169,7 @@ class _Call:
     request: Any
     attempts: Attempts
     sent: float = 0.0
-    suspect: bool = False
-    """The model's process died while this structure was being evaluated."""
+    sent_to: str | None = None
 
 
 class _Stream:
@@ -185,8 +184,7 @@ class _Stream:
         self._narrowed = 0.0
         self._flying: dict[int, grpc.Future] = {}
         self._finished: SimpleQueue[tuple[_Call, grpc.Future]] = SimpleQueue()
-        self._again: list[tuple[float, int, _Call]] = []
-        self._suspects = 0
+        self._again: list[tuple[float, int, _Call, errors.ForcegateError]] = []
         self._done: dict[int, Evaluation] = {}
 
     def run(self, structures: Iterable[Atoms | Structure]) -> Iterator[Evaluation]:
@@ -216,7 +214,7 @@ class _Stream:
             future.cancel()
 
     def _room(self) -> bool:
-        return len(self._flying) < (1 if self._suspects else int(self._window))
+        return len(self._flying) < int(self._window)
 
     def _start(self, index: int, item: Atoms | Structure) -> None:
         if not isinstance(item, Atoms | Structure):
@@ -232,14 +230,18 @@ class _Stream:
         self._send(_Call(index, atoms, request, Attempts(self._timeout)))
 
     def _send(self, call: _Call) -> None:
-        call.sent = time.monotonic()
+        call.sent, call.sent_to = time.monotonic(), self._connection.process.current
         future = self._connection.stub.ModelInfer.future(call.request, timeout=call.attempts.remaining)
         self._flying[call.index] = future
         future.add_done_callback(lambda done: self._finished.put((call, done)))
 
     def _send_again(self) -> None:
         while self._again and self._room() and self._again[0][0] <= time.monotonic():
-            self._send(heapq.heappop(self._again)[2])
+            _, _, call, error = heapq.heappop(self._again)
+            if self._connection.process.replaced():
+                self._send(call)
+            else:
+                self._later(call, error, call.attempts.pause)
 
     def _collect(self) -> None:
         """Waits for one answer, or until a call is due to be sent again."""
@@ -259,28 +261,25 @@ class _Stream:
         results = results_of(decode(future.result()), len(call.atoms))
         results.pop("free_energy", None)
         known = {name: results.pop(name, None) for name in ("energy", "forces", "stress")}
-        self._finish(call, Evaluation(call.index, call.atoms, **known, extra=results, provenance=self.provenance))
+        self._done[call.index] = Evaluation(call.index, call.atoms, **known, extra=results, provenance=self.provenance)
 
     def _failed(self, call: _Call, failure: Exception) -> None:
         if not isinstance(failure, grpc.RpcError):
             raise failure
         error = self._connection.typed(failure)
-        if isinstance(error, errors.ModelCrashed) and not call.suspect:
-            call.suspect = True
-            self._suspects += 1
+        self._later(call, error, lambda error: self._connection.pause_after(error, call.attempts, call.sent_to))
+
+    def _later(self, call: _Call, error: errors.ForcegateError, pause: Callable[[errors.ForcegateError], float]) -> None:
+        """Notes the call to be sent again after ``pause(error)`` seconds, or finishes it with what that raises."""
         try:
-            pause = self._connection.pause_after(error, call.attempts)
+            due = time.monotonic() + pause(error)
         except errors.ForcegateError as final:
             final.request_id = call.request.id
             if final.status in (404, 409, 503):  # the model or the service is gone: no other structure will fare better
                 raise
-            self._finish(call, Evaluation(call.index, call.atoms, error=final))
+            self._done[call.index] = Evaluation(call.index, call.atoms, error=final)
         else:
-            heapq.heappush(self._again, (time.monotonic() + pause, call.index, call))
-
-    def _finish(self, call: _Call, evaluation: Evaluation) -> None:
-        self._suspects -= call.suspect
-        self._done[call.index] = evaluation
+            heapq.heappush(self._again, (due, call.index, call, error))
 
     def _adapt(self, seconds: float) -> None:
         # Waiting in the queue counts towards a request's deadline, so the queue is kept well under it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,23 +75,21 @@ def _quantities(outcomes: Sequence[Mapping[str, Any]], comparison: Mapping[str, 
     return table
 
 
-def _disagreement(comparison: Mapping[str, Any]) -> list[str]:
-    lines = []
+def _disagreement(comparison: Mapping[str, Any]) -> Iterator[str]:
     for pair in (comparison["forces"] or {"pairs": []})["pairs"]:
         cosine = "" if pair["cosine"] is None else f", cosine {pair['cosine']:.4f}"
-        lines.append(
+        yield (
             f"Forces, {' and '.join(pair['models'])}: RMSE {pair['rmse']:.4f} eV/A, largest difference {pair['max']:.4f} eV/A "
             f"at atom {pair['max_atom']}{cosine}."
         )
     for pair in (comparison["stress"] or {"pairs": []})["pairs"]:
-        lines.append(
+        yield (
             f"Stress, {' and '.join(pair['models'])}: RMSE {pair['rmse_gpa']:.3f} GPa, "
             f"largest difference {pair['max_gpa']:.3f} GPa, pressure differs by {pair['pressure_difference_gpa']:+.3f} GPa."
         )
     for name, elements in comparison["elements_outside"].items():
         if elements:
-            lines.append(f"[yellow]{name} was not trained on {', '.join(elements)}.[/]")
-    return lines
+            yield f"[yellow]{name} was not trained on {', '.join(elements)}.[/]"
 
 
 def _number(value: float | None, digits: int) -> str:

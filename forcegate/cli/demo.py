@@ -23,7 +23,7 @@ SHOWN_ATOMS = 6
 
 def demo(
     url: Url = "",
-    model: Annotated[list[str], typer.Option("--model", "-m", help="Name of a model; repeat it for several.")] = DEFAULT_MODELS,  # noqa: B006
+    model: Annotated[list[str], typer.Option("--model", "-m", help="Name of a model; repeat it for several.")] = DEFAULT_MODELS,
 ) -> None:
     """Send rock salt, a perovskite and rattled copper to both default models over REST, and print the answers side by side."""
     from forcegate.client import Client

@@ -25,21 +25,21 @@ Fault = tuple[grpc.StatusCode, str]
 class FaultyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Answers with the faults in ``faults``, first to last, then with results.
 
-    ``poison`` is an atomic number: a structure that holds it kills the model's process, with all that it is evaluating; the process
-    is back after ``recovery`` seconds.
+    ``poison`` is an atomic number: a structure that holds it kills the model's process, with all that it is evaluating, until
+    ``deaths`` processes have died; then it is refused. The next process is there after ``recovery`` seconds.
     """
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
         self.index: dict[str, tuple[str, str]] = {"m": ("READY", "")}
         self.parameters = {"contract_version": "1", "extra_outputs": "magmoms", "heads": "a,b", "default_head": "a"}
-        self.poison, self.recovery, self.seconds = 0, 0.3, 0.0
+        self.poison, self.deaths, self.recovery, self.seconds = 0, 2, 0.3, 0.0
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.running = self.most_running = self.processes = 0
         self._dead_until = 0.0
         self._lock = threading.Lock()
 
-    def ModelConfig(self, request: object, context: grpc.ServicerContext) -> service_pb2.ModelConfigResponse:
+    def ModelConfig(self, _request: object, context: grpc.ServicerContext) -> service_pb2.ModelConfigResponse:
         if self.index.get("m", ("", ""))[0] != "READY":
             context.abort(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'm' is not found")
         known = self.parameters | {"reloaded": str(self.processes)}
@@ -49,7 +49,7 @@ class FaultyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             )
         )
 
-    def RepositoryIndex(self, request: object, context: grpc.ServicerContext) -> service_pb2.RepositoryIndexResponse:
+    def RepositoryIndex(self, _request: object, _context: grpc.ServicerContext) -> service_pb2.RepositoryIndexResponse:
         entry = service_pb2.RepositoryIndexResponse.ModelIndex
         models = [entry(name=name, state=state, reason=reason) for name, (state, reason) in self.index.items()]
         return service_pb2.RepositoryIndexResponse(models=models)
@@ -67,6 +67,10 @@ class FaultyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             time.sleep(self.seconds)
             numbers = np.frombuffer(request.raw_input_contents[0], dtype=np.int32).reshape(request.inputs[0].shape)
             if self.poison in numbers and self.poison:
+                if self.processes >= self.deaths:
+                    context.abort(
+                        grpc.StatusCode.INVALID_ARGUMENT, "evaluation_failed: The model's process died of this structure."
+                    )
                 self._die()
             if time.monotonic() < self._dead_until or process != self.processes:
                 context.abort(grpc.StatusCode.INTERNAL, UNHEALTHY)

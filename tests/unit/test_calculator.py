@@ -18,6 +18,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 
 from forcegate import ForcegateCalculator, contract, errors
 from forcegate.calculator import Connection, typed
+from forcegate.retries import MAX_CRASHES
 from forcegate.structure import from_atoms
 from tests.unit.fault_injection import UNHEALTHY, FaultyTriton, serving
 
@@ -178,7 +179,6 @@ def test_threads_that_share_a_calculator_each_get_their_own_answer(calculator: F
         (UNAVAILABLE, "failed to connect to all addresses"),
         (UNAVAILABLE, "Request for unknown model: 'm' has no available versions"),
         (NOT_FOUND, "Request for unknown model: 'm' is not found"),
-        (INTERNAL, UNHEALTHY),
         (INTERNAL, "overloaded: too much in flight"),
     ],
 )
@@ -202,12 +202,19 @@ def test_a_model_s_own_error_is_raised_at_once_with_its_type_and_request(
     assert len(triton.requests) == 1
 
 
-def test_a_structure_that_kills_two_processes_is_not_sent_again(calculator: ForcegateCalculator, triton: FaultyTriton) -> None:
-    triton.poison = 92
-    with pytest.raises(errors.EvaluationFailed, match="ended 2 times") as caught:
+def test_a_new_process_is_waited_for(calculator: ForcegateCalculator, triton: FaultyTriton) -> None:
+    triton.poison, triton.deaths, triton.recovery = 92, 1, 1.0
+    with pytest.raises(errors.EvaluationFailed, match="died of this structure"):
+        attached(calculator, bulk("U", "bcc", a=3.4)).get_forces()
+    assert len(triton.requests) == 2, "nothing is sent to a process that is known to be dead"
+
+
+def test_a_structure_that_goes_on_killing_processes_is_given_up(calculator: ForcegateCalculator, triton: FaultyTriton) -> None:
+    triton.poison, triton.deaths, triton.recovery = 92, 1000, 0.05
+    with pytest.raises(errors.EvaluationFailed, match=f"ended {MAX_CRASHES} times") as caught:
         attached(calculator, bulk("U", "bcc", a=3.4)).get_forces()
     assert not caught.value.retryable
-    assert triton.processes <= 2
+    assert len(triton.requests) == MAX_CRASHES
     assert attached(calculator, bulk("Cu")).get_potential_energy() == 1.0, "the next structure is served"
 
 
