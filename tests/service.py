@@ -106,8 +106,13 @@ def environment(state: Path, models: Sequence[str], ports: Sequence[int], **sett
 
 
 @contextmanager
-def serving(state: Path, models: Sequence[str], timeout: float = 300, **settings: object) -> Iterator[RunningService]:
-    """Runs ``forcegate serve`` until the block ends; what is still alive then is ended by its id."""
+def serving(
+    state: Path, models: Sequence[str], timeout: float = 300, until: str = "serving after", **settings: object
+) -> Iterator[RunningService]:
+    """Runs ``forcegate serve`` until the block ends; what is still alive then is ended by its id.
+
+    The block begins when the command has printed ``until``.
+    """
     ports = free_ports(4)
     (state / "logs").mkdir(parents=True, exist_ok=True)
     with (state / "logs" / "serve.log").open("wb") as output:
@@ -121,15 +126,15 @@ def serving(state: Path, models: Sequence[str], timeout: float = 300, **settings
         )
     service = RunningService(process, *ports, state=state)
     try:
-        _wait_until_serving(service, timeout)
+        _wait_for(until, service, timeout)
         yield service
     finally:
         stop(service)
 
 
-def _wait_until_serving(service: RunningService, timeout: float) -> None:
+def _wait_for(line: str, service: RunningService, timeout: float) -> None:
     deadline = time.monotonic() + timeout
-    while "serving after" not in service.log("serve"):
+    while line not in service.log("serve"):
         if service.process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"the service did not start:\n{service.log('serve')}")
         time.sleep(0.1)
