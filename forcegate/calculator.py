@@ -170,9 +170,8 @@ class Connection:
         """Where the answers of ``head`` come from, with the keys of a REST answer's ``provenance``."""
         known = self.parameters(attempts)
         head = head or known.get("default_head", "")
-        dispersion = "included" if known.get("dispersion") == "included" else "none"
-        provenance = {"model": self.model, "head": head, "dispersion": dispersion}
-        provenance |= {name: known.get(name, "") for name in PROVENANCE}
+        provenance = {"model": self.model, "head": head} | {name: known.get(name, "") for name in PROVENANCE}
+        provenance["dispersion"] = "included" if known.get("dispersion") == "included" else "none"
         provenance["functional"] = json.loads(known.get("head_functionals") or "{}").get(head, provenance["functional"])
         return provenance
 
