@@ -23,8 +23,8 @@ from frontend.triton.directory import Facts
 
 WINDOW: Final = 128
 WINDOW_ATOMS: Final = 16_384
-"""Structures of one batch, and roughly their atoms, that are in Triton at once: enough to fill its batches, few enough to leave room
-for others, and for the event loop to answer in between."""
+"""Structures of one batch, and roughly their atoms, that are in Triton at once: enough to fill its batches, few enough to leave
+room for others, and for the event loop to answer in between."""
 
 UNITS: Final = Shared(
     {

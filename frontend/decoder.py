@@ -43,7 +43,8 @@ class Decoder:
         for _ in range(processes):
             self._free.put_nowait(None)
         self._large = asyncio.Semaphore(1)
-        self._running: set[Process] = set()
+        self.running: set[Process] = set()
+        """The processes there are now."""
 
     async def decode(self, calculation: Calculation, body: bytes, media: MediaType, call: Call) -> SinglePoint | Batch | MultiModel:
         """The typed record of a body; see ``frontend.requests.decode`` for the errors.
@@ -70,7 +71,7 @@ class Decoder:
 
     async def close(self) -> None:
         """Ends all processes."""
-        for process in list(self._running):
+        for process in list(self.running):
             await self._end(process)
 
     async def _in_process(self, calculation: Calculation, body: bytes, media: MediaType) -> SinglePoint | Batch | MultiModel:
@@ -105,11 +106,11 @@ class Decoder:
             stdout=pipe,
             start_new_session=True,
         )
-        self._running.add(process)
+        self.running.add(process)
         return process
 
     async def _end(self, process: Process) -> None:
-        self._running.discard(process)
+        self.running.discard(process)
         if process.returncode is None:
             process.kill()
         await process.wait()

@@ -44,7 +44,9 @@ class Service:
         """Opens the connections and keeps the directory current while the block runs."""
         settings = self.settings
         control = TritonControl(settings.grpc_address)
-        self.directory = Directory(control, catalogue.load(), settings.repository, settings.state)
+        # Families from elsewhere have their entries in the state folder.
+        repositories = (settings.repository, settings.state / "model_repository")
+        self.directory = Directory(control, catalogue.load(), repositories, settings.state)
         self.directory.on_poll = self._count_ready
         self.evaluator = Evaluator(settings.grpc_address, self.directory, self.metrics)
         polling = asyncio.create_task(self.directory.run())

@@ -24,9 +24,9 @@ from forcegate.errors import (
 from forcegate.structure import Structure
 from frontend.telemetry import Call, Metrics
 from frontend.triton.control import CHANNEL_OPTIONS
-from frontend.triton.directory import Directory, alive
+from frontend.triton.directory import Directory
 from frontend.triton.messages import METHOD, infer_request, infer_response
-from frontend.triton.quarantine import MAX_RESENT, Quarantine
+from frontend.triton.reports import alive
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,9 @@ CHANNELS: Final = 2
 SERVER_PATIENCE: Final = 1.0
 """Seconds for which a server that does not answer is tried again. Callers are told quickly, and may go elsewhere."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+MAX_CRASHES: Final = 6
+"""Deaths of its model's process after which a structure is given up. The model finds out sooner which structure kills it: after a
+death it evaluates those of that pass one by one, and refuses one that was alone at two deaths (forcefields/runtime/journal.py)."""
 _CLEANUP_SECONDS: Final = 0.25
 """The server is given this much less than the caller, so that the typed answer still comes before the deadline."""
 
@@ -45,7 +48,6 @@ class Evaluator:
     def __init__(self, address: str, directory: Directory, metrics: Metrics) -> None:
         self._directory = directory
         self._metrics = metrics
-        self._quarantines: dict[str, Quarantine] = {}
         # Channels to one address share a connection unless told otherwise.
         options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
         self._channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CHANNELS)]
@@ -71,40 +73,20 @@ class Evaluator:
             ForcegateError: the model's own error, or what stood in the way of an answer.
         """
         request = infer_request(model, structure, outputs, head, call.request_id)
-        quarantine = self._quarantines.get(model) or self._quarantines.setdefault(model, Quarantine())
         started = time.perf_counter()
+        attempts: _Attempts | None = None
+        process = self._directory.last_process(model)
         try:
-            if not quarantine.quiet:
-                return await self._persist(request, model, quarantine, call, None)
-            process = self._directory.last_process(model)
-            quarantine.enter()
-            try:
-                return await self._send(request, model, call)
-            except (ModelCrashed, ModelNotReady, ServerUnavailable) as error:
-                first = error
-            finally:
-                quarantine.leave()
-            return await self._persist(request, model, quarantine, call, (first, process))
+            while True:
+                try:
+                    return await self._send(request, model, call)
+                except (ModelCrashed, ModelNotReady, ServerUnavailable) as error:
+                    attempts = attempts or _Attempts(model, self._directory, call)
+                    await attempts.wait(error, process)
+                    self._metrics.retries.labels(model, error.code).inc()
+                    process = self._directory.process(model)
         finally:
             self._metrics.evaluation.labels(model).observe(time.perf_counter() - started)
-
-    async def _persist(
-        self, request: bytes, model: str, quarantine: Quarantine, call: Call, failure: tuple[ForcegateError, int | None] | None
-    ) -> dict[str, np.ndarray]:
-        """Tries until there is an answer, the deadline has come, or trying is known to be useless."""
-        attempts = _Attempts(model, self._directory, call)
-        while True:
-            if failure is not None:
-                await attempts.wait(*failure)
-                self._metrics.retries.labels(model, failure[0].code).inc()
-            try:
-                async with asyncio.timeout(max(call.remaining, 0.001)), quarantine.admit(attempts.deaths):
-                    process = self._directory.process(model)
-                    return await self._send(request, model, call)
-            except TimeoutError:
-                raise _too_late(call) from None
-            except (ModelCrashed, ModelNotReady, ServerUnavailable) as error:
-                failure = error, process
 
     async def _send(self, request: bytes, model: str, call: Call) -> dict[str, np.ndarray]:
         remaining = call.remaining
@@ -128,11 +110,6 @@ class _Attempts:
         self._pause = SHORTEST_PAUSE
         self._patience: float | None = None
         self._dead: set[int | None] = set()
-
-    @property
-    def deaths(self) -> int:
-        """Processes of the model that have died with this structure in flight."""
-        return len(self._dead)
 
     async def wait(self, error: ForcegateError, process: int | None) -> None:
         """Returns when it is time for the next attempt.
@@ -160,10 +137,10 @@ class _Attempts:
             await self._sleep(error)
             return
         self._dead.add(process if process is not None else len(self._dead))
-        if len(self._dead) > MAX_RESENT:
+        if len(self._dead) >= MAX_CRASHES:
             raise EvaluationFailed(
-                f"The process of {self._model!r} ended {len(self._dead)} times on this structure, the last time with no other.",
-                "The structure seems to crash the model, so it is not sent again. Check its size, its distances and its cell.",
+                f"The process of {self._model!r} ended {len(self._dead)} times while it had this structure: it is not sent again.",
+                "The structure seems to crash the model. Check its size, its distances and its cell.",
             )
         # Its errors go on until the supervisor has brought it back, so there is no use in asking before.
         while True:

@@ -105,4 +105,6 @@ def typed(error: InferenceServerException | grpc.RpcError, model: str) -> Forceg
     status = str(error.status()) if isinstance(error, InferenceServerException) else ""
     if "UNAVAILABLE" in status or "CANCELLED" in status:
         return ServerUnavailable("The inference server does not answer.")
-    return ModelNotReady(f"The model {model!r} is not loaded.", "Load it with POST /api/v1/models/{name}/load, or try again shortly.")
+    return ModelNotReady(
+        f"The model {model!r} is not loaded.", f"Load it with POST /api/v1/models/{model}/load, or try again shortly."
+    )

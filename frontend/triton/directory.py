@@ -9,25 +9,22 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from forcefields.catalogue import Catalogue, Family, Variant
 from forcegate.errors import (
-    BY_CODE,
     CheckpointMismatch,
     CheckpointMissing,
     EnvironmentBroken,
     ForcegateError,
-    GateFailed,
     ModelNotReady,
     from_wire,
 )
 from frontend.triton.control import ModelState, TritonControl
+from frontend.triton.reports import Report, Reports, resident_mb
 
 log = logging.getLogger(__name__)
 
@@ -84,20 +81,6 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a model wrote about its own loading, and what its process is doing now."""
-
-    ready: bool = False
-    error: ForcegateError | None = None
-    gate: Mapping[str, Any] | None = None
-    seconds: float | None = None
-    device: str | None = None
-    pid: int | None = None
-    time: float = 0.0
-    memory_mb: int | None = None
-
-
-@dataclass(frozen=True)
 class Entry:
     """One variant as of the last poll. ``error`` says why it is not ready; ``facts`` are there while Triton serves it."""
 
@@ -114,11 +97,11 @@ class Entry:
 class Directory:
     """The models of one Triton server. ``run`` keeps it current; everything else reads the last poll."""
 
-    def __init__(self, control: TritonControl, catalogue: Catalogue, repository: Path, state: Path) -> None:
+    def __init__(self, control: TritonControl, catalogue: Catalogue, repositories: Sequence[Path], state: Path) -> None:
         self.catalogue = catalogue
         self._control = control
-        self._repository = repository
-        self._reports = _Reports(state / "reports")
+        self._repositories = repositories
+        self._reports = Reports(state / "reports")
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._first = asyncio.Event()
         self._seen_alive: dict[str, int] = {}
@@ -203,17 +186,22 @@ class Directory:
     async def load(self, name: str, patience: float) -> Entry:
         """Loads a model and waits for it, at most ``patience`` seconds; the loading itself goes on after that.
 
+        What is loaded already stays as it is.
+
         Raises:
             ForcegateError: what the model said, or that Triton does not answer.
         """
         name = self.catalogue.resolve(name).name
-        if self._entries[name].state == MISSING and (error := self._entries[name].error) is not None:
-            raise error
+        entry = self._entries[name]
+        if entry.state == READY:
+            return entry
+        if entry.state == MISSING and entry.error is not None:
+            raise entry.error
         task = self._loading.get(name)
         if task is None:
             task = self._loading[name] = asyncio.create_task(self._control.load(name))
             task.add_done_callback(lambda done: self._loaded(name, done))
-        self._entries[name] = replace(self._entries[name], state=LOADING, error=_being_loaded(name))
+        self._entries[name] = replace(entry, state=LOADING, error=_being_loaded(name))
         await asyncio.wait((task,), timeout=patience)
         if task.done():
             failure = task.exception()
@@ -307,11 +295,10 @@ class Directory:
             return READY, None
         if name in self._loading or (state is not None and state.state == "LOADING"):
             return LOADING, _being_loaded(name)
-        file = self._repository / name / "1" / variant.checkpoint.file
-        if not file.exists():
+        if not any((repository / name / "1" / variant.checkpoint.file).exists() for repository in self._repositories):
             return MISSING, CheckpointMissing(
                 f"The checkpoint of {name!r} is not in place: {variant.checkpoint.file}, sha256 {variant.checkpoint.sha256}.",
-                f"`python -m exporters.checkpoints {name}` puts it there.",
+                f"Start the service with {name} among FORCEGATE_MODELS: it puts the checkpoint in place.",
             )
         if state is not None and state.reason and state.reason != "unloaded":
             error = (
@@ -327,61 +314,6 @@ class Directory:
             return entry
         error = ModelNotReady(f"The model {entry.variant.name!r} is being brought back.", "Try again in a few seconds.")
         return replace(entry, state=LOADING, error=error)
-
-
-class _Reports:
-    """The files that models write when they load, read again when they change."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._known: dict[str, tuple[int, Report]] = {}
-
-    def read(self, name: str) -> Report:
-        path = self._folder / f"{name}.json"
-        try:
-            changed = path.stat().st_mtime_ns
-            known = self._known.get(name)
-            if known is None or known[0] != changed:
-                known = changed, _report(json.loads(path.read_bytes()))
-                self._known[name] = known
-        except (OSError, ValueError, TypeError, AttributeError):
-            return Report()
-        return known[1]
-
-
-def _report(data: Mapping[str, Any]) -> Report:
-    error = data.get("error")
-    return Report(
-        ready=bool(data.get("ready")),
-        error=BY_CODE.get(error.get("code"), GateFailed)(str(error.get("detail", "")), str(error.get("hint", "")))
-        if error
-        else None,
-        gate=data.get("gate"),
-        seconds=data.get("seconds"),
-        device=data.get("device"),
-        pid=data.get("pid"),
-        time=float(data.get("time") or 0.0),
-    )
-
-
-def alive(pid: int | None) -> bool:
-    """Whether a process runs; one that has ended and waits for its parent to notice does not."""
-    if pid is None:
-        return False
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def resident_mb(pid: int | None) -> int | None:
-    """Resident memory of a process in MB, or None where it does not run."""
-    if pid is None:
-        return None
-    try:
-        return int(psutil.Process(pid).memory_info().rss) // 2**20
-    except psutil.Error:
-        return None
 
 
 def _being_loaded(name: str) -> ModelNotReady:

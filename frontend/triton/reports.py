@@ -1,0 +1,85 @@
+"""What models write about their own loading, and what their processes are doing now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from forcegate.errors import BY_CODE, ForcegateError, GateFailed
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a model wrote about its own loading, and what its process is doing now."""
+
+    ready: bool = False
+    error: ForcegateError | None = None
+    gate: Mapping[str, Any] | None = None
+    seconds: float | None = None
+    device: str | None = None
+    pid: int | None = None
+    time: float = 0.0
+    memory_mb: int | None = None
+
+
+class Reports:
+    """The files that models write when they load, read again when they change."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, tuple[int, Report]] = {}
+
+    def read(self, name: str) -> Report:
+        """The newest report of a model; an empty one where there is none, or it cannot be read."""
+        path = self._folder / f"{name}.json"
+        try:
+            changed = path.stat().st_mtime_ns
+            known = self._known.get(name)
+            if known is None or known[0] != changed:
+                known = changed, _report(json.loads(path.read_bytes()))
+                self._known[name] = known
+        except (OSError, ValueError, TypeError, AttributeError):
+            return Report()
+        return known[1]
+
+
+def _report(data: Mapping[str, Any]) -> Report:
+    error = data.get("error")
+    return Report(
+        ready=bool(data.get("ready")),
+        error=BY_CODE.get(error.get("code"), GateFailed)(str(error.get("detail", "")), str(error.get("hint", "")))
+        if error
+        else None,
+        gate=data.get("gate"),
+        seconds=data.get("seconds"),
+        device=data.get("device"),
+        pid=data.get("pid"),
+        time=float(data.get("time") or 0.0),
+    )
+
+
+def alive(pid: int | None) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent to notice does not."""
+    if pid is None:
+        return False
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def resident_mb(pid: int | None) -> int | None:
+    """Resident memory of a process in MB, or None where it does not run."""
+    if pid is None:
+        return None
+    try:
+        resident = int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None
+    # A process that has ended and waits for its parent to notice has no memory.
+    return resident // 2**20 if resident else None

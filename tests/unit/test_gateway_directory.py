@@ -1,0 +1,224 @@
+"""The directory of models: what Triton, the catalogue and the models' reports say together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporters.repository import parameters
+from forcefields import catalogue
+from forcegate.errors import (
+    CheckpointMismatch,
+    CheckpointMissing,
+    EnvironmentBroken,
+    ForcegateError,
+    GateFailed,
+    ModelNotReady,
+    ServerUnavailable,
+    UnknownModel,
+)
+from frontend.triton.control import ModelState
+from frontend.triton.directory import FAILED, LOADABLE, LOADING, MISSING, READY, Directory
+
+NAME = "lj-argon"
+CATALOGUE = catalogue.load()
+VARIANT = CATALOGUE.variants[NAME]
+
+
+class Control:
+    """Stands for Triton's control API: says what the test tells it to say."""
+
+    def __init__(self) -> None:
+        self.index: dict[str, ModelState] = {}
+        self.parameters = parameters(VARIANT, CATALOGUE.family_of(VARIANT))
+        self.away = False
+        self.failure: ForcegateError | None = None
+
+    def say(self, state: str, reason: str = "") -> None:
+        self.index = {NAME: ModelState(NAME, state, reason)}
+
+    async def states(self) -> dict[str, ModelState]:
+        if self.away:
+            raise ServerUnavailable("away")
+        return self.index
+
+    async def config(self, _name: str) -> dict[str, Any]:
+        return {"parameters": {key: {"string_value": value} for key, value in self.parameters.items()}}
+
+    async def load(self, _name: str) -> None:
+        await asyncio.sleep(0.05)
+        if self.failure is not None:
+            self.say("UNAVAILABLE", self.failure.to_wire())
+            raise self.failure
+        self.say("READY")
+
+    async def unload(self, _name: str) -> None:
+        self.say("UNAVAILABLE", "unloaded")
+
+
+@pytest.fixture
+def control() -> Control:
+    return Control()
+
+
+@pytest.fixture
+def directory(tmp_path: Path, control: Control) -> Directory:
+    checkpoint = tmp_path / "repository" / NAME / "1" / VARIANT.checkpoint.file
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    (tmp_path / "reports").mkdir()
+    return Directory(control, CATALOGUE, (tmp_path / "repository",), tmp_path)  # type: ignore[arg-type]
+
+
+def report(directory: Path, pid: int, **more: object) -> None:
+    (directory / "reports" / f"{NAME}.json").write_text(
+        json.dumps({"model": NAME, "ready": True, "pid": pid, "device": "cpu"} | more)
+    )
+
+
+def run(steps: Callable[[], Any]) -> Any:
+    return asyncio.run(steps())
+
+
+def test_before_anything_is_known_nothing_is_ready(directory: Directory) -> None:
+    assert directory.entry(NAME).state == LOADABLE
+    with pytest.raises(ModelNotReady, match="not loaded"):
+        directory.facts(NAME)
+
+
+def test_a_ready_model_vouches_for_itself(directory: Directory, control: Control, tmp_path: Path) -> None:
+    control.say("READY")
+    report(tmp_path, os.getpid(), gate={"mode": "full"})
+    run(directory.poll)
+    entry = directory.entry("lennard-jones")
+    assert (entry.state, entry.report.device, entry.report.gate) == (READY, "cpu", {"mode": "full"})
+    assert (entry.report.memory_mb or 0) > 0
+    facts = directory.facts(NAME)
+    assert facts.checkpoint_sha256 == VARIANT.checkpoint.sha256
+    assert facts.package_version == CATALOGUE.family_of(VARIANT).version
+
+
+def test_a_model_with_another_checkpoint_is_not_asked(directory: Directory, control: Control) -> None:
+    control.say("READY")
+    control.parameters["checkpoint_sha256"] = "0" * 64
+    run(directory.poll)
+    assert directory.entry(NAME).state == FAILED
+    with pytest.raises(CheckpointMismatch, match="0000"):
+        directory.facts(NAME)
+
+
+def test_a_model_of_somebody_else_is_not_asked(directory: Directory, control: Control) -> None:
+    control.say("READY")
+    del control.parameters["checkpoint_sha256"]
+    run(directory.poll)
+    with pytest.raises(ModelNotReady):
+        directory.facts(NAME)
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (GateFailed("Forces differ from finite differences."), FAILED),
+        (CheckpointMismatch("argon.json has sha256 1, expected 2."), FAILED),
+        (CheckpointMissing("argon.json is not there."), MISSING),
+        (EnvironmentBroken("vesin is missing."), FAILED),
+    ],
+)
+def test_a_failed_load_says_why_and_is_not_worth_repeating(
+    directory: Directory, control: Control, error: ForcegateError, state: str
+) -> None:
+    control.say("UNAVAILABLE", f"Internal: {error.to_wire()}")
+    run(directory.poll)
+    assert directory.entry(NAME).state == state
+    with pytest.raises(type(error), match=error.detail[:20]) as caught:
+        directory.facts(NAME)
+    assert caught.value.status == 409
+
+
+def test_a_failure_in_tritons_words_is_told_in_ours(directory: Directory, control: Control) -> None:
+    control.say("UNAVAILABLE", "Internal: Failed to initialize Python stub: /secret/path")
+    run(directory.poll)
+    with pytest.raises(EnvironmentBroken) as caught:
+        directory.facts(NAME)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_missing_checkpoint_names_its_file_and_hash(directory: Directory, tmp_path: Path) -> None:
+    (tmp_path / "repository" / NAME / "1" / VARIANT.checkpoint.file).unlink()
+    run(directory.poll)
+    assert directory.entry(NAME).state == MISSING
+    with pytest.raises(CheckpointMissing, match=VARIANT.checkpoint.sha256):
+        directory.facts(NAME)
+    with pytest.raises(CheckpointMissing):
+        run(lambda: directory.load(NAME, 1))
+
+
+def test_an_unknown_name_is_answered_with_near_ones(directory: Directory) -> None:
+    with pytest.raises(UnknownModel, match="sevennet-0"):
+        directory.entry("sevenet-0")
+
+
+def test_while_the_server_is_away_models_are_being_brought_back(directory: Directory, control: Control) -> None:
+    async def steps() -> None:
+        control.say("READY")
+        await directory.poll()
+        control.away = True
+        await directory.poll()
+        assert not directory.reachable
+        assert directory.entry(NAME).state == LOADING
+        assert directory.facts(NAME).model == NAME  # asked for all the same: the call itself finds out
+        control.away = False
+        await directory.poll()
+        assert directory.entry(NAME).state == READY
+
+    run(steps)
+
+
+def test_a_dead_process_shows_though_triton_calls_it_ready(directory: Directory, control: Control, tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    async def steps() -> None:
+        control.say("READY")
+        report(tmp_path, process.pid)
+        await directory.poll()
+        assert directory.entry(NAME).state == READY
+        process.kill()
+        process.communicate()
+        await directory.poll()
+        assert directory.entry(NAME).state == LOADING
+        assert directory.recently_ready(NAME)
+        assert directory.process(NAME) == process.pid
+        report(tmp_path, os.getpid(), time=2.0)
+        await directory.poll()
+        assert directory.entry(NAME).state == READY
+
+    run(steps)
+
+
+def test_loading_waits_for_the_model_but_not_for_ever(directory: Directory, control: Control) -> None:
+    async def steps() -> None:
+        await directory.poll()
+        first, second = await asyncio.gather(directory.load(NAME, 5), directory.load(NAME, 0.001))
+        assert (first.state, second.state) == (READY, LOADING)
+        assert (await directory.unload(NAME)).state == LOADABLE
+        with pytest.raises(ModelNotReady):
+            directory.facts(NAME)
+        control.failure = GateFailed("Forces differ.")
+        with pytest.raises(GateFailed):
+            await directory.load(NAME, 5)
+        assert directory.entry(NAME).state == FAILED
+
+    run(steps)
+
+
+def test_a_hidden_model_shows_only_while_it_is_served(directory: Directory) -> None:
+    shown = {entry.variant.name for entry in directory.entries()}
+    assert {name for name, variant in CATALOGUE.variants.items() if not variant.hidden} == shown

@@ -1,0 +1,272 @@
+"""Bodies -> typed records, in the event loop and in a decoder process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import msgpack
+import numpy as np
+import orjson
+import pytest
+
+from forcegate.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    DispersionNotSupported,
+    ForcegateError,
+    InvalidRequest,
+    InvalidStructure,
+    StructureTooLarge,
+)
+from forcegate.structure import Structure
+from frontend.decoder import INLINE, Decoder
+from frontend.requests import Batch, Limits, MultiModel, SinglePoint, decode
+from frontend.telemetry import Call
+
+LIMITS = Limits(max_batch=4, max_atoms=1000)
+ARGON = {"symbols": ["Ar", "Ar"], "positions": [[0, 0, 0], [0, 0, 3.8]]}
+BODY = {"model_name": "lj-argon", "atoms": ARGON}
+
+
+def single(body: object) -> SinglePoint:
+    record = decode("single_point", orjson.dumps(body), "json", LIMITS)
+    assert isinstance(record, SinglePoint)
+    return record
+
+
+def test_defaults_and_unknown_fields() -> None:
+    record = single(BODY | {"colour": "blue", "atoms": ARGON | {"tags": [1, 2]}})
+    assert (record.model, record.options.forces, record.options.stress, record.options.head) == ("lj-argon", True, True, "")
+    np.testing.assert_array_equal(record.structure.numbers, [18, 18])
+
+
+def test_msgpack_says_the_same_as_json() -> None:
+    record = decode("single_point", msgpack.packb(BODY), "msgpack", LIMITS)
+    assert isinstance(record, SinglePoint)
+    np.testing.assert_array_equal(record.structure.positions, single(BODY).structure.positions)
+
+
+def test_a_null_and_a_bare_nan_both_reach_the_model_as_nan() -> None:
+    for literal in (b"null", b"NaN"):
+        body = b'{"model_name": "m", "atoms": {"symbols": ["Ar"], "positions": [[0, 0, %s]]}}' % literal
+        record = decode("single_point", body, "json", LIMITS)
+        assert isinstance(record, SinglePoint)
+        assert np.isnan(record.structure.positions[0, 2])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_name": None},
+        {"model_name": 5},
+        {"atoms": None},
+        {"compute_forces": 1},
+        {"compute_stress": None},
+        {"head": 3},
+        {"use_d3": "yes"},
+        {"dispersion": "d4"},
+        {"dispersion": [1]},
+    ],
+)
+def test_a_known_field_of_a_wrong_type_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest):
+        single(BODY | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"positions": [["0", "0", "0"], ["0", "0", "3"]]},  # numpy would take the texts for numbers
+        {"positions": [[True, False, 1.0], [0, 0, 3.8]]},  # and true for 1
+        {"positions": [[0, 0, 0]]},
+        {"positions": [0, 0, 0, 0, 0, 3.8]},
+        {"symbols": "ArAr"},
+        {"symbols": ["Ar", "ar"]},
+        {"symbols": ["Ar", "X"]},  # ASE's dummy atom has number 0, which is padding: it would vanish
+        {"numbers": [18]},
+        {"numbers": "18, 18"},
+        {"numbers": [18, True]},
+        {"cell": "cubic"},
+        {"cell": [[1, 0, 0], [0, 1, 0]]},
+        {"cell": [1, "2", 3]},
+        {"pbc": [True, True]},
+        {"pbc": "yes"},
+        {"charge": "1"},
+        {"spin": 1.5},
+        {"spin": -1},
+        {"info": []},
+    ],
+)
+def test_atoms_of_a_wrong_shape_or_type_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(InvalidStructure):
+        single({"model_name": "m", "atoms": ARGON | change})
+
+
+@pytest.mark.parametrize(
+    ("body", "media"),
+    [
+        (b"", "json"),
+        (b"{", "json"),
+        (b"\xff\xfe", "json"),
+        (b"[" * 100_000, "json"),
+        (b"[" * 100_000 + b"NaN", "json"),
+        (b'"NaN" "\\ud800"', "json"),
+        (b"[]", "json"),
+        (b"null", "json"),
+        (b"\x93\x01", "msgpack"),
+        (b"\xc1", "msgpack"),
+        (b"\x91" * 100_000, "msgpack"),
+        (b"\xdf\xff\xff\xff\xff", "msgpack"),
+        (b"\xa2\xff\xfe", "msgpack"),
+        (b"\x01", "msgpack"),
+    ],
+)
+def test_what_is_no_body_is_refused_with_words_that_can_be_written_out(body: bytes, media: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        decode("single_point", body, media, LIMITS)  # type: ignore[arg-type]
+    assert caught.value.detail
+    orjson.dumps(caught.value.as_dict())
+
+
+def test_a_lone_surrogate_in_a_name_can_be_written_out_again() -> None:
+    body = b'{"model_name": "\\ud800", "atoms": {"symbols": ["\\ud800"], "positions": [[0, 0, NaN]]}}'
+    with pytest.raises(InvalidStructure) as caught:
+        decode("single_point", body, "json", LIMITS)
+    orjson.dumps(caught.value.as_dict())
+
+
+@pytest.mark.parametrize("change", [{"use_d3": True}, {"dispersion": "d3bj"}])
+def test_dispersion_is_never_left_out_in_silence(change: dict[str, object]) -> None:
+    with pytest.raises(DispersionNotSupported):
+        single(BODY | change)
+
+
+def test_too_many_atoms_are_refused_before_the_arrays_are_built() -> None:
+    atoms = {"numbers": [18] * 1001, "positions": "not looked at"}
+    with pytest.raises(StructureTooLarge, match="1001 atoms"):
+        single({"model_name": "m", "atoms": atoms})
+
+
+def test_in_a_batch_a_malformed_structure_fails_alone() -> None:
+    body = {"model_name": "m", "atoms": [ARGON, {"symbols": ["Zz"], "positions": [[0, 0, 0]]}, 5]}
+    record = decode("batch", orjson.dumps(body), "json", LIMITS)
+    assert isinstance(record, Batch)
+    assert isinstance(record.structures[0], Structure)
+    assert all(isinstance(entry, InvalidStructure) for entry in record.structures[1:])
+
+
+@pytest.mark.parametrize("atoms", [[], ARGON, "text", [ARGON] * 5])
+def test_a_batch_needs_a_list_of_a_length_within_its_limit(atoms: object) -> None:
+    with pytest.raises(InvalidRequest):
+        decode("batch", orjson.dumps({"model_name": "m", "atoms": atoms}), "json", LIMITS)
+
+
+def test_comparison() -> None:
+    body = {"model_names": ["a", "b"], "atoms": ARGON, "task_params": {"heads": {"a": "x"}, "compute_stress": False}}
+    record = decode("multi_model", orjson.dumps(body), "json", LIMITS)
+    assert isinstance(record, MultiModel)
+    assert (record.models, record.task, record.heads, record.align) == (("a", "b"), "single_point", {"a": "x"}, True)
+    assert not record.options.stress
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_names": "ab"},
+        {"model_names": []},
+        {"model_names": [1]},
+        {"task": 4},
+        {"task_params": 1},
+        {"task_params": {"heads": {"a": 1}}},
+    ],
+)
+def test_a_malformed_comparison_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest):
+        decode("multi_model", orjson.dumps({"model_names": ["a"], "atoms": ARGON} | change), "json", LIMITS)
+
+
+def call(seconds: float) -> Call:
+    made = Call("test", time.perf_counter())
+    made.allow(seconds)
+    return made
+
+
+def test_a_decoder_process_reads_what_the_event_loop_reads() -> None:
+    rng = np.random.default_rng(0)
+    atoms = {"symbols": ["Ar"] * 900, "positions": rng.normal(size=(900, 3)).tolist(), "cell": [30, 30, 30]}
+    body = json.dumps({"model_name": "lj-argon", "atoms": atoms}).encode()
+    text = {"model_name": "m", "atoms": {"format": "xyz", "text": "1\n\nAr 0 0 0\n"}}
+    assert len(body) > INLINE
+
+    async def both() -> None:
+        decoder = Decoder(LIMITS, processes=1)
+        try:
+            record = await decoder.decode("single_point", body, "json", call(30))
+            assert isinstance(record, SinglePoint)
+            np.testing.assert_array_equal(record.structure.positions, atoms["positions"])
+            assert len((await decoder.decode("single_point", orjson.dumps(text), "json", call(30))).structure) == 1  # type: ignore[union-attr]
+            # Errors come back typed, and the process is there for the next body.
+            with pytest.raises(StructureTooLarge, match="1800 atoms"):
+                await decoder.decode("single_point", _doubled(body), "json", call(30))
+            assert isinstance(await decoder.decode("single_point", body, "json", call(30)), SinglePoint)
+        finally:
+            await decoder.close()
+
+    asyncio.run(both())
+
+
+def _doubled(body: bytes) -> bytes:
+    data = json.loads(body)
+    data["atoms"]["symbols"] *= 2
+    data["atoms"]["positions"] *= 2
+    return json.dumps(data).encode()
+
+
+def test_a_body_that_takes_too_long_costs_its_own_sender_alone() -> None:
+    slow = json.dumps({"model_name": "m", "atoms": ARGON, "padding": "[]" * 3_000_000}).encode()
+
+    async def scene() -> None:
+        decoder = Decoder(LIMITS, processes=1)
+        try:
+            await decoder.warm()
+            with pytest.raises(DeadlineExceeded):
+                await decoder.decode("single_point", slow, "json", call(0.001))
+            record = await decoder.decode("single_point", slow, "json", call(60))
+            assert isinstance(record, SinglePoint)
+        finally:
+            await decoder.close()
+
+    asyncio.run(scene())
+
+
+def test_a_decoder_that_is_killed_is_replaced() -> None:
+    body = json.dumps({"model_name": "m", "atoms": ARGON, "padding": "x" * 20_000_000}).encode()
+
+    async def scene() -> None:
+        decoder = Decoder(LIMITS, processes=1)
+        try:
+            await decoder.warm()
+            task = asyncio.create_task(decoder.decode("single_point", body, "json", call(60)))
+            await asyncio.sleep(0)
+            (process,) = decoder.running
+            process.kill()
+            with pytest.raises(BodyTooLarge):
+                await task
+            assert isinstance(await decoder.decode("single_point", body, "json", call(60)), SinglePoint)
+        finally:
+            await decoder.close()
+
+    asyncio.run(scene())
+
+
+def test_every_error_survives_the_way_from_a_decoder_process() -> None:
+    import pickle
+
+    from forcegate.errors import BY_CODE
+
+    for kind in BY_CODE.values():
+        error = pickle.loads(pickle.dumps(kind("a detail", "a hint")))
+        assert isinstance(error, ForcegateError)
+        assert error.as_dict() == kind("a detail", "a hint").as_dict()
