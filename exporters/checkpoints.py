@@ -67,4 +67,6 @@ def _copy(source: Path, target: Path) -> None:
         os.replace(partial, target)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise SetupError(f"The checkpoint {target.name} cannot be written: {error.strerror}.", "Make room or check permissions.") from None
+        raise SetupError(
+            f"The checkpoint {target.name} cannot be written: {error.strerror}.", "Make room or check permissions."
+        ) from None

@@ -109,7 +109,9 @@ def _build(environment: Environment, root: Path, say: Say) -> None:
     (folder / "lib" / library.name).symlink_to(library)
     if environment.name == TRITON:
         _arrange_backend(folder)
-    (folder / STAMP).write_text(json.dumps({"fingerprint": environment.fingerprint(root), "seconds": round(time.perf_counter() - started, 1)}))
+    (folder / STAMP).write_text(
+        json.dumps({"fingerprint": environment.fingerprint(root), "seconds": round(time.perf_counter() - started, 1)})
+    )
     say(f"environment {environment.name}: ready after {time.perf_counter() - started:.0f} s")
 
 
@@ -146,7 +148,9 @@ def check(environment: Environment, root: Path) -> None:
         raise SetupError(f"The environment {environment.name} is not built.", "Run `make serve`.")
     library = folder / "lib" / _libpython().name
     if not library.exists():
-        raise SetupError(f"The environment {environment.name} has no {library.name}.", f"Remove {folder} and run `make serve` again.")
+        raise SetupError(
+            f"The environment {environment.name} has no {library.name}.", f"Remove {folder} and run `make serve` again."
+        )
 
 
 def _libpython() -> Path:
@@ -156,7 +160,13 @@ def _libpython() -> Path:
         SetupError: this Python has none.
     """
     name = sysconfig.get_config_var("INSTSONAME") or ""
-    folders = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64"]
+    folders = [
+        sysconfig.get_config_var("LIBDIR"),
+        f"{sys.base_prefix}/lib",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+        "/usr/lib64",
+    ]
     for folder in folders:
         if ".so" in name and folder and (path := Path(folder) / name).exists():
             return path.resolve()
@@ -179,15 +189,22 @@ def _uv(root: Path, *arguments: str) -> None:
     if program is None:
         raise SetupError("uv was not found.", "Run `make serve`, which installs it into environments/uv.")
     terminal = sys.stderr.isatty()
-    result = subprocess.run([program, *arguments], env=environment, check=False, text=True, stderr=None if terminal else subprocess.PIPE)
+    result = subprocess.run(
+        [program, *arguments], env=environment, check=False, text=True, stderr=None if terminal else subprocess.PIPE
+    )
     if result.returncode:
         _explain(arguments, result.stderr or "")
 
 
 def _explain(arguments: tuple[str, ...], said: str) -> None:
     low = said.lower()
-    if any(sign in low for sign in ("dns error", "failed to fetch", "error sending request", "network is unreachable", "connection refused")):
-        raise SetupError("The package registry cannot be reached.", "Check the network, or set UV_FIND_LINKS to a folder with the wheels.")
+    if any(
+        sign in low
+        for sign in ("dns error", "failed to fetch", "error sending request", "network is unreachable", "connection refused")
+    ):
+        raise SetupError(
+            "The package registry cannot be reached.", "Check the network, or set UV_FIND_LINKS to a folder with the wheels."
+        )
     if "no space left" in low:
         raise SetupError("The disk is full.", "Make room below environments/ and in uv's cache (`uv cache dir`).")
     tail = " ".join(said.strip().split())[-400:]
@@ -198,7 +215,9 @@ def _enough_disk(folder: Path, need: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free / 1e9
     if free < need:
-        raise SetupError(f"Only {free:.1f} GB of disk are free; building this environment takes up to {need:.1f} GB.", "Make room and try again.")
+        raise SetupError(
+            f"Only {free:.1f} GB of disk are free; building this environment takes up to {need:.1f} GB.", "Make room and try again."
+        )
 
 
 @contextmanager

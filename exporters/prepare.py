@@ -20,10 +20,9 @@ def prepare(root: Path, state: Path, catalogue: Catalogue, names: list[str], say
     """
     variants = [catalogue.resolve(name) for name in names]
     requirements = {family.name: family.requirements for family in catalogue.families.values()}
-    wanted = [environments.of_triton(root)]
-    for name in dict.fromkeys(variant.family for variant in variants):
-        wanted.append(environments.of_family(catalogue.families[name], requirements))
-    for environment in wanted:
+    families = dict.fromkeys(variant.family for variant in variants)
+    of_families = [environments.of_family(catalogue.families[name], requirements) for name in families]
+    for environment in dict.fromkeys([environments.of_triton(root), *of_families]):
         environments.ensure(environment, root, say)
         environments.check(environment, root)
     own = root / "model_repository"

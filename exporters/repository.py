@@ -95,7 +95,9 @@ def format_elements(numbers: tuple[int, ...]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
 
 
-def files(variants: Iterable[Variant], catalogue: Catalogue, environments: str = "../../environments") -> Iterator[tuple[Path, str]]:
+def files(
+    variants: Iterable[Variant], catalogue: Catalogue, environments: str = "../../environments"
+) -> Iterator[tuple[Path, str]]:
     """Every generated file: its path below the repository and its text."""
     for variant in variants:
         folder = Path(variant.name)

@@ -14,7 +14,8 @@ def neighbour_pairs(structure: Structure, cutoff: float) -> tuple[np.ndarray, np
     Returns:
         ``i`` and ``j``, int64 ``[E]``, and the vector from ``i`` to ``j``, float64 ``[E, 3]`` in A.
     """
-    return _list(structure, cutoff, full=True, quantities="ijD")
+    first, second, vectors = _list(structure, cutoff, full=True, quantities="ijD")
+    return first, second, vectors
 
 
 def neighbour_images(structure: Structure, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -51,13 +51,17 @@ class Settings(BaseSettings):
     )
     deadline_seconds: float = Field(60.0, gt=0, description="Time within which a REST request is answered, retries included.")
     watchdog_seconds: float = Field(
-        60.0, gt=0, description="A forward pass of up to 256 atoms that takes longer is taken for hung; larger ones get more in proportion."
+        60.0,
+        gt=0,
+        description="A forward pass of up to 256 atoms that takes longer is taken for hung; larger ones get more in proportion.",
     )
     max_in_flight: int = Field(2048, ge=1, description="Structures that the gateway holds at once; beyond it answers 429.")
     max_body_mb: int = Field(64, ge=1, description="Longest request body, in MB.")
     max_batch: int = Field(1024, ge=1, description="Structures that one REST `batch` may hold.")
     max_atoms: int = Field(50_000, ge=1, description="Atoms that one structure may have, whatever the model's memory allows.")
-    memory_gb: float = Field(0.0, ge=0, description="Memory that one model's evaluation may take, in GB; 0 is half of what is free at load.")
+    memory_gb: float = Field(
+        0.0, ge=0, description="Memory that one model's evaluation may take, in GB; 0 is half of what is free at load."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log lines that are written.")
     drain_seconds: float = Field(30.0, ge=0, description="Time that requests in flight get to finish when the service stops.")
 
@@ -72,8 +76,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         path = Path(os.environ.get(PREFIX + "CONFIG", "forcegate.toml"))
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
@@ -102,7 +106,7 @@ def load(**overrides: object) -> Settings:
     """
     named = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return Settings(**named)
+        return Settings(**named)  # type: ignore[arg-type]
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (it is {e['input']!r})" for e in error.errors()]
         raise SetupError("A setting does not fit: " + "; ".join(lines) + ".", "docs/settings.md lists all of them.") from None

@@ -65,7 +65,9 @@ class RunningService:
     def stub(self, model: str) -> psutil.Process:
         """The process of one model."""
         marker = f"/{model}/1/model.py"
-        return next(p for p in self.descendants() if p.status() != psutil.STATUS_ZOMBIE and any(a.endswith(marker) for a in p.cmdline()))
+        return next(
+            p for p in self.descendants() if p.status() != psutil.STATUS_ZOMBIE and any(a.endswith(marker) for a in p.cmdline())
+        )
 
     def shared_memory(self) -> list[str]:
         """Names of its shared-memory regions that exist now."""
@@ -101,7 +103,12 @@ def environment(state: Path, models: Sequence[str], ports: Sequence[int], **sett
     names = ("PORT", "GRPC_PORT", "METRICS_PORT", "HTTP_PORT")
     variables = {key: value for key, value in os.environ.items() if not key.startswith("FORCEGATE_")}
     variables |= {f"FORCEGATE_{name}": str(port) for name, port in zip(names, ports, strict=True)}
-    variables |= {"FORCEGATE_STATE": str(state), "FORCEGATE_MODELS": ",".join(models), "FORCEGATE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    variables |= {
+        "FORCEGATE_STATE": str(state),
+        "FORCEGATE_MODELS": ",".join(models),
+        "FORCEGATE_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     return variables | {f"FORCEGATE_{key.upper()}": str(value) for key, value in settings.items()}
 
 

@@ -72,9 +72,7 @@ class LennardJones(ForceField):
         virial = np.zeros((structures, 3, 3))
         np.add.at(virial, owner, 0.5 * vectors[:, :, None] * pull[:, None, :])
         stress = voigt_from_matrix(virial / volumes[:, None, None])
-        return [
-            Result(float(energy[k]), forces[offset[k] : offset[k + 1]], stress[k]) for k in range(structures)
-        ]
+        return [Result(float(energy[k]), forces[offset[k] : offset[k + 1]], stress[k]) for k in range(structures)]
 
 
 ADAPTER = LennardJones

@@ -60,9 +60,7 @@ class Engine:
         self._journal = journal
         self._watchdog = watchdog
 
-    def evaluate(
-        self, structures: Sequence[Structure], head: str = "", outputs: frozenset[str] = DEFAULT_OUTPUTS
-    ) -> list[Job]:
+    def evaluate(self, structures: Sequence[Structure], head: str = "", outputs: frozenset[str] = DEFAULT_OUTPUTS) -> list[Job]:
         """Evaluates structures together; each returned job has its result or its error."""
         jobs = [Job(structure, head, outputs) for structure in structures]
         self.run(jobs)

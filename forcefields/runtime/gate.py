@@ -146,7 +146,9 @@ class Gate:
         return float(np.abs(slopes - self._results[self._crystal].stress).max()), f"{self._crystal}, fourth order"
 
     def _slopes(self, structures: Sequence[Structure], step: float) -> np.ndarray:
-        energies = np.array([result.energy for result in self._evaluate(structures, frozenset({"energy"}))]).reshape(-1, len(FOURTH_ORDER))
+        energies = np.array([result.energy for result in self._evaluate(structures, frozenset({"energy"}))]).reshape(
+            -1, len(FOURTH_ORDER)
+        )
         return energies @ np.array([weight for _, weight in FOURTH_ORDER]) / step
 
     def _batch(self) -> tuple[float, str]:
@@ -212,7 +214,9 @@ def pass_or_raise(engine: Engine, family: Family, device: str, settings: ModelSe
     if failed:
         memory.unlink(missing_ok=True)
         told = "; ".join(f"{c.name} deviates by {c.deviation:.2g} {c.unit} (tolerance {c.tolerance:.2g})" for c in failed)
-        raise GateFailed(f"{engine.variant.name} did not pass its readiness gate: {told}.", "Its numbers cannot be trusted on this machine.")
+        raise GateFailed(
+            f"{engine.variant.name} did not pass its readiness gate: {told}.", "Its numbers cannot be trusted on this machine."
+        )
     if before is None:
         write_json(memory, {"key": key, "checks": [asdict(check) for check in report.checks]})
         return report
@@ -271,7 +275,9 @@ def write_report(state: Path, name: str, device: str, seconds: float, report: Ga
 def write_failure(state: Path, name: str, error: ForcegateError) -> None:
     """Tells supervisor and gateway why a model is not served."""
     told = error.as_dict()
-    write_json(state / "reports" / f"{name}.json", {"model": name, "ready": False, "error": told, "pid": os.getpid(), "time": time.time()})
+    write_json(
+        state / "reports" / f"{name}.json", {"model": name, "ready": False, "error": told, "pid": os.getpid(), "time": time.time()}
+    )
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

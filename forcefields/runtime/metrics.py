@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from forcefields.runtime.engine import Report
@@ -58,5 +59,5 @@ class Metrics:
     def _counter(self, name: str, description: str) -> Any:
         return self._family(name, description, "COUNTER").Metric(labels=self._labels)
 
-    def _histogram(self, name: str, description: str, buckets: list[float]) -> Any:
-        return self._family(name, description, "HISTOGRAM").Metric(labels=self._labels, buckets=buckets)
+    def _histogram(self, name: str, description: str, buckets: Sequence[float]) -> Any:
+        return self._family(name, description, "HISTOGRAM").Metric(labels=self._labels, buckets=list(buckets))

@@ -44,7 +44,9 @@ class TritonPythonModel:
             self._fail(name, error)
         except Exception as error:
             log.exception("the model could not be loaded")
-            self._fail(name, ModelNotReady(f"{name} could not be loaded: {type(error).__name__}: {str(error)[:300]}", "See its log."))
+            self._fail(
+                name, ModelNotReady(f"{name} could not be loaded: {type(error).__name__}: {str(error)[:300]}", "See its log.")
+            )
 
     def _load(self, name: str, args: dict[str, str], started: float) -> None:
         families = catalogue.load()
@@ -61,7 +63,9 @@ class TritonPythonModel:
         self._specs = {spec.name: spec for spec in contract.output_specs(variant.extra_outputs)}
         self._metrics = Metrics(name, pb_utils)
         gate.write_report(self._settings.state, name, device, time.perf_counter() - started, report, variant.checkpoint.sha256)
-        log.info("model ready", extra={"device": device, "seconds": round(time.perf_counter() - started, 2), "limit_edges": limits.edges})
+        log.info(
+            "model ready", extra={"device": device, "seconds": round(time.perf_counter() - started, 2), "limit_edges": limits.edges}
+        )
 
     def _fail(self, name: str, error: ForcegateError) -> None:
         gate.write_failure(self._settings.state, name, error)

@@ -23,12 +23,15 @@ def main() -> None:
         engine = Engine(loading.load(families, variant, checkpoint, "cpu"), variant, loading.limits(variant, 50_000, 0))
         report = gate.Gate(engine, None).run(full=True)
         for check in report.checks:
-            print(f"{variant.name:22} {check.name:17} {check.deviation:9.2e} <= {check.tolerance:7.1e} {check.unit:8} {check.seconds:6.2f} s")  # noqa: T201
+            measured = f"{check.deviation:9.2e} <= {check.tolerance:7.1e} {check.unit}"
+            print(f"{variant.name:22} {check.name:17} {measured:32} {check.seconds:6.2f} s")  # noqa: T201
         if not report.passed:
             sys.exit(f"{variant.name} did not pass, nothing was recorded")
         structures = golden.structures(variant)
         jobs = engine.evaluate(list(structures.values()))
-        golden.record(family.golden, variant, {key: job.result.energy for key, job in zip(structures, jobs, strict=True) if job.result})
+        golden.record(
+            family.golden, variant, {key: job.result.energy for key, job in zip(structures, jobs, strict=True) if job.result}
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import sevenn._keys as KEY
-import torch
 from sevenn.atom_graph_data import AtomGraphData
 from sevenn.util import load_checkpoint
 from torch_geometric.data import Batch

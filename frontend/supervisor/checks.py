@@ -33,8 +33,10 @@ def check_machine(settings: Settings) -> None:
         )
     settings.state.mkdir(parents=True, exist_ok=True)
     if (disk := shutil.disk_usage(settings.state).free / 1e9) < DISK_GB:
-        raise SetupError(f"Only {disk:.2f} GB of disk are free at {settings.state}.", f"Make room, or set {PREFIX}STATE to another folder.")
-    if (shared := shutil.disk_usage("/dev/shm").free / 1e6) < SHARED_MEMORY_MB:  # noqa: S108
+        raise SetupError(
+            f"Only {disk:.2f} GB of disk are free at {settings.state}.", f"Make room, or set {PREFIX}STATE to another folder."
+        )
+    if (shared := shutil.disk_usage("/dev/shm").free / 1e6) < SHARED_MEMORY_MB:
         raise SetupError(
             f"Only {shared:.0f} MB of shared memory (/dev/shm) are free; models need {SHARED_MEMORY_MB} MB.",
             "In a container, start it with --shm-size=1g.",

@@ -28,7 +28,7 @@ from frontend.supervisor.service import Loaded, Service
 
 Prepare = Callable[[Settings, Catalogue, list[str], Callable[[str], None]], None]
 
-EXAMPLE = """{"model_name": "%s", "atoms": {"symbols": ["%s"], "positions": [[0, 0, 0]], "cell": [[0, %s, %s], [%s, 0, %s], [%s, %s, 0]]}}"""
+EXAMPLE = """{"model_name": "%s", "atoms": {"symbols": ["%s"], "positions": [[0, 0, 0]], "cell": %s}}"""
 
 
 def run(settings: Settings, prepare: Prepare, setup_only: bool = False) -> int:
@@ -71,13 +71,14 @@ async def _serve(settings: Settings, catalogue: Catalogue, names: list[str], say
     try:
         start = asyncio.create_task(_start(service, settings, catalogue, names, say, console))
         stopped = asyncio.create_task(stop.wait())
+        waiting: set[asyncio.Future[Any]] = {stopped, service.failed}
         await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not start.done():
             start.cancel()
             await asyncio.gather(start, return_exceptions=True)
             return 0
         start.result()
-        await asyncio.wait({stopped, service.failed}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if service.failed.done():
             say(f"[red]{service.failed.result()}[/]")
             return 1
@@ -94,7 +95,8 @@ async def _start(
     started = time.monotonic()
     say("starting tritonserver")
     await service.start_triton()
-    say(f"tritonserver answers after {time.monotonic() - started:.1f} s; loading {', '.join(names)} and running their readiness gates")
+    say(f"tritonserver answers after {time.monotonic() - started:.1f} s")
+    say(f"loading {', '.join(names)}, each with its readiness gate")
 
     async def load(name: str) -> Loaded:
         outcome = await service.load(catalogue.resolve(name))
@@ -118,7 +120,9 @@ def _table(outcomes: list[Loaded]) -> Table:
     for outcome in outcomes:
         gate = outcome.report.get("gate") if outcome.error is None else None
         checks: list[dict[str, Any]] = gate["checks"] if gate else []
-        passed = f"{sum(check['passed'] for check in checks)}/{len(checks)}" + (" (golden now)" if gate and gate["mode"] == "golden" else "")
+        passed = f"{sum(check['passed'] for check in checks)}/{len(checks)}" + (
+            " (golden now)" if gate and gate["mode"] == "golden" else ""
+        )
         measured = [check for check in checks if check["deviation"] is not None]
         worst = max(measured, key=lambda check: check["deviation"] / check["tolerance"], default=None)
         table.add_row(
@@ -141,7 +145,8 @@ def _where_to_go(settings: Settings, outcomes: list[Loaded]) -> Iterator[str]:
     ready = next((outcome.variant for outcome in outcomes if outcome.error is None), None)
     if ready is not None:
         symbol, half = ("Cu", "1.805") if 29 in ready.elements else ("Ar", "2.63")
-        body = EXAMPLE % (ready.name, symbol, *(half,) * 6)
+        cell = f"[[0, {half}, {half}], [{half}, 0, {half}], [{half}, {half}, 0]]"
+        body = EXAMPLE % (ready.name, symbol, cell)
         yield "try      " + f"curl -s {url}/api/v1/single_point -H 'Content-Type: application/json' -d '{body}'"
 
 
@@ -153,7 +158,9 @@ def _owned(settings: Settings) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     except OSError as error:
-        raise SetupError(f"The state folder {settings.state} cannot be written: {error.strerror}.", "Set FORCEGATE_STATE.") from None
+        raise SetupError(
+            f"The state folder {settings.state} cannot be written: {error.strerror}.", "Set FORCEGATE_STATE."
+        ) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -182,10 +182,8 @@ def gateway_environment(settings: Settings) -> dict[str, str]:
 
 async def _answers(host: str, port: int) -> bool:
     try:
-        _reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1" if host == "0.0.0.0" else host, port), 1.0)  # noqa: S104
+        _reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1" if host == "0.0.0.0" else host, port), 1.0)
     except (OSError, TimeoutError):
         return False
     writer.close()
     return True
-
-

@@ -13,7 +13,7 @@ from forcefields.runtime.settings import ModelSettings
 from frontend.settings import Settings
 
 STUB = "triton_python_backend_stub"
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+SHARED_MEMORY = Path("/dev/shm")
 
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",

@@ -9,9 +9,8 @@ import httpx
 import pytest
 
 from forcefields.catalogue import load
-from forcefields.verification import sha256
+from forcefields.verification import sha256, verify_checkpoint
 from forcegate.errors import CheckpointMismatch, CheckpointMissing
-from forcefields.verification import verify_checkpoint
 from tests.service import ROOT, serving
 
 

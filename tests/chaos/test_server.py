@@ -27,7 +27,7 @@ def single_point(service: RunningService, symbol: str = "Ar", model: str = "lj-a
 def test_killed_tritonserver_gives_503_and_heals(fragile: RunningService) -> None:
     before = single_point(fragile).json()["energy"]
     server = fragile.tritonserver()
-    stubs = [p for p in server.children(recursive=True)]
+    stubs = server.children(recursive=True)
     server.kill()
     killed = time.monotonic()
     statuses: list[int] = []

@@ -157,7 +157,9 @@ def test_environments_hold_what_they_pin_and_conflict_where_they_must() -> None:
     for name in ("sevennet", "chgnet"):
         code = "import numpy, torch; print(torch.__version__, numpy.__version__, torch.__file__)"
         python = ROOT / "environments" / name / "bin" / "python"
-        found[name] = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}).stdout.split()
+        found[name] = subprocess.run(
+            [python, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}
+        ).stdout.split()
     assert all(values[0].startswith("2.13.0") for values in found.values())
     assert found["sevennet"][2] != found["chgnet"][2]
 

@@ -14,14 +14,14 @@ from forcefields.lennard_jones.adapter import LennardJones
 from forcegate.structure import Structure
 
 HANG, CRASH, RAISE, MEMORY, SLOW, NOT_A_NUMBER = 43, 61, 85, 87, 2, 86
-"""Tc hangs and holds the GIL, Pm kills the process, At raises, Fr runs out of memory unless alone, He takes a second, Rn gives NaN."""
+"""Tc hangs holding the GIL, Pm kills the process, At raises, Fr has too little memory unless alone, He sleeps, Rn gives NaN."""
 
 
 class Faulty(LennardJones):
     """See the element numbers above."""
 
     @classmethod
-    def load(cls, checkpoint, variant, device):  # noqa: ANN001, ANN206
+    def load(cls, checkpoint, variant, device):
         """As Lennard-Jones, but for every element."""
         loaded = super().load(checkpoint, variant, device)
         loaded.elements = tuple(range(1, 119))
