@@ -78,11 +78,8 @@ class Connection:
         if channel is not None:
             channel.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "address": self.address}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        Connection.__init__(self, **state)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Connection, (self.model, self.address)
 
     def request(
         self, structures: Sequence[Structure], outputs: Iterable[str], head: str | None = None, request_id: str = ""
