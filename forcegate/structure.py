@@ -155,6 +155,12 @@ def read_text(text: Any, file_format: Any) -> Atoms:
         ) from error
     if not isinstance(atoms, Atoms):
         raise InvalidStructure(f"The {name} text holds no structure.", "Send a file with one structure.")
+    # ASE keeps the first kind of atom of every site, and half an atom as a whole one.
+    if any(share != 1 for site in (atoms.info.get("occupancy") or {}).values() for share in site.values()):
+        raise InvalidStructure(
+            f"The {name} text describes a disordered structure: sites are occupied partly or by several elements.",
+            "Send one ordered structure, such as pymatgen's OrderDisorderedStructureTransformation gives.",
+        )
     return atoms
 
 

@@ -37,8 +37,14 @@ def pack(structures: Sequence[Structure]) -> dict[str, np.ndarray]:
 
 
 def unpack(arrays: Mapping[str, np.ndarray]) -> list[Structure]:
-    """The structures in the input tensors of one request, without their padding; ``charge`` and ``spin`` may be missing."""
-    numbers = arrays["numbers"]
+    """The structures in the input tensors of one request, without their padding; ``charge`` and ``spin`` may be missing.
+
+    Raises:
+        ValueError: ``numbers`` and ``positions`` have different numbers of atoms. Triton cannot know that the two belong together.
+    """
+    numbers, positions = arrays["numbers"], arrays["positions"]
+    if positions.shape != (*numbers.shape, 3):
+        raise ValueError(f"numbers has shape {list(numbers.shape)}, so positions cannot have {list(positions.shape)}")
     charge, spin = arrays.get("charge"), arrays.get("spin")
     structures = []
     for row in range(len(numbers)):
@@ -48,7 +54,7 @@ def unpack(arrays: Mapping[str, np.ndarray]) -> list[Structure]:
         structures.append(
             Structure(
                 numbers=numbers[row, :atoms],
-                positions=arrays["positions"][row, :atoms],
+                positions=positions[row, :atoms],
                 cell=arrays["cell"][row],
                 pbc=arrays["pbc"][row],
                 charge=0.0 if charge is None else float(charge[row, 0]),

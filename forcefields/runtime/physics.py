@@ -188,7 +188,7 @@ def check_distances(normalised: Structure) -> None:
 def check_size(normalised: Structure, cutoff: float, limits: Limits) -> None:
     """Refuses a structure whose neighbour pairs, estimated from its density, do not fit into memory.
 
-    The density is taken box by box, each at least as wide as the cutoff: the mean over the cell says nothing of a cluster in vacuum.
+    The density is taken in boxes at least as wide as the cutoff: the mean over the cell says nothing of a cluster in vacuum.
 
     Raises:
         StructureTooLarge: names the largest number of atoms that fits at this density.
@@ -227,9 +227,8 @@ def finish(result: Result, structure: Structure) -> Result:
         raise NonFiniteResult("The model's energy for this structure is not a finite number.")
     if result.forces is not None and not np.isfinite(result.forces).all():
         raise NonFiniteResult("The model's forces for this structure are not finite.")
-    if result.stress is not None:
-        if not structure.pbc.all():
-            result = replace(result, stress=np.full(6, np.nan))
-        elif not np.isfinite(result.stress).all():
-            raise NonFiniteResult("The model's stress for this structure is not finite.")
+    if not structure.pbc.all():
+        return replace(result, stress=None if result.stress is None else np.full(6, np.nan))
+    if result.stress is not None and not np.isfinite(result.stress).all():
+        raise NonFiniteResult("The model's stress for this structure is not finite.")
     return result
