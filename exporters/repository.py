@@ -111,16 +111,20 @@ def write(catalogue: Catalogue, repository: Path) -> list[Path]:
 
 
 def write_foreign(catalogue: Catalogue, repository: Path, environments: Path) -> list[Path]:
-    """The same for families from elsewhere (``FORCEGATE_FAMILIES``), whose entries never go among the checked-in ones."""
+    """The same for what holds on this machine alone: families from elsewhere, and checkpoints whose hash was recorded here."""
     own = {variant.name for variant in own_variants(catalogue)}
-    foreign = [variant for variant in catalogue.variants.values() if variant.name not in own]
+    foreign = [v for v in catalogue.variants.values() if v.name not in own and v.checkpoint.sha256]
     relative = os.path.relpath(environments.resolve(), (repository / "any").resolve())
     return _write(files(foreign, catalogue, relative), repository)
 
 
 def own_variants(catalogue: Catalogue) -> list[Variant]:
-    """The variants whose family folder is in this repository."""
-    return [v for v in catalogue.variants.values() if catalogue.family_of(v).folder.parent == HERE]
+    """The variants whose family folder is in this repository and whose hash is in its ``family.toml``."""
+    return [
+        variant
+        for variant in catalogue.variants.values()
+        if catalogue.family_of(variant).folder.parent == HERE and variant.checkpoint.sha256 and not variant.checkpoint.recorded
+    ]
 
 
 def _write(generated: Iterable[tuple[Path, str]], repository: Path) -> list[Path]:

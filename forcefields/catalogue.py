@@ -5,10 +5,11 @@ Standard library alone, since the gateway, the exporters and every execution env
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from forcegate.errors import UnknownModel
 HERE = Path(__file__).parent
 EXTRA_FAMILIES = "FORCEGATE_FAMILIES"
 """Environment variable: further folders that hold family folders, separated by ``os.pathsep``."""
+STATE = "FORCEGATE_STATE"
+"""Environment variable: the state folder, ``var`` where it is not set."""
+RECORD = "checkpoints.json"
+"""File in the state folder: hashes that were recorded here, by variant."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +30,21 @@ class Checkpoint:
     """Where a variant's weights come from, and the only bytes that are accepted.
 
     Attributes:
-        file: name of the file in ``model_repository/<variant>/1/``.
-        sha256: hash of its bytes.
-        source: ``package`` (``path`` inside the installed module ``module``) or ``family`` (``path`` inside the family folder).
+        file: name of the file, or folder, in ``<repository>/<variant>/1/``.
+        source: ``package`` (``path`` inside the installed module ``module``), ``family`` (``path`` inside the family folder),
+            ``download`` (from ``url``) or ``tiny`` (made by the family's ``tiny.py``, ``path`` names the kind).
+        sha256: hash of its bytes. Empty in ``family.toml`` where nobody publishes one: it is recorded when the checkpoint is first
+            put in place, and enforced from then on.
+        recorded: whether ``sha256`` is such a recorded one, which holds for this state folder alone.
     """
 
     file: str
-    sha256: str
     source: str
-    path: str
+    sha256: str = ""
+    path: str = ""
     module: str = ""
+    url: str = ""
+    recorded: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,10 @@ class Variant:
     uses_spin: bool = False
     dispersion: str = "none"
     licence: str = ""
+    consent: str = ""
+    """A licence that has to be accepted before the checkpoint is fetched: non-commercial or gated."""
+    token: bool = False
+    """Whether the hub gives the checkpoint only to an account."""
     hidden: bool = False
     gate: Gate = field(default_factory=Gate)
     packing: Packing = field(default_factory=Packing)
@@ -109,6 +123,8 @@ class Family:
     folder: Path
     environment: str
     variants: tuple[Variant, ...]
+    retired: Mapping[str, str] = field(default_factory=dict)
+    """Names that users may still type and whose weights are gone, with the reason and the successor."""
 
     @property
     def requirements(self) -> Path:
@@ -145,6 +161,9 @@ class Catalogue:
         """
         if (variant := self.variants.get(self.aliases.get(name, name))) is not None:
             return variant
+        for family in self.families.values():
+            if name in family.retired:
+                raise UnknownModel(f"The model {name!r} is not served any more: {family.retired[name]}")
         from difflib import get_close_matches
 
         shown = [n for n in (*self.variants, *self.aliases) if not self.variants[self.aliases.get(n, n)].hidden]
@@ -163,13 +182,15 @@ def load(folders: Iterable[Path] | None = None) -> Catalogue:
     """Reads every ``<folder>/<family>/family.toml``.
 
     Args:
-        folders: where to look; the families of this repository and of ``FORCEGATE_FAMILIES`` when not given.
+        folders: where to look; the families of this repository and of ``FORCEGATE_FAMILIES`` when not given, with the hashes that
+            were recorded in the folder ``FORCEGATE_STATE``.
 
     Raises:
         ValueError: a file is malformed, or two families or variants claim one name.
     """
     if folders is None:
-        return _cached(os.environ.get(EXTRA_FAMILIES, ""))
+        record = Path(os.environ.get(STATE, "var")) / RECORD
+        return _cached(os.environ.get(EXTRA_FAMILIES, ""), record, record.stat().st_mtime_ns if record.is_file() else 0)
     families: dict[str, Family] = {}
     names: dict[str, str] = {}
     for folder in folders:
@@ -187,8 +208,22 @@ def load(folders: Iterable[Path] | None = None) -> Catalogue:
 
 
 @lru_cache
-def _cached(extra: str) -> Catalogue:
-    return load([HERE, *(Path(entry) for entry in extra.split(os.pathsep) if entry)])
+def _cached(extra: str, record: Path, changed: int) -> Catalogue:
+    found = load([HERE, *(Path(entry) for entry in extra.split(os.pathsep) if entry)])
+    hashes: dict[str, str] = json.loads(record.read_text()) if changed else {}
+    return Catalogue({name: _with_recorded(family, hashes) for name, family in found.families.items()})
+
+
+def _with_recorded(family: Family, hashes: Mapping[str, str]) -> Family:
+    return replace(
+        family,
+        variants=tuple(
+            replace(variant, checkpoint=replace(variant.checkpoint, sha256=hashes[variant.name], recorded=True))
+            if not variant.checkpoint.sha256 and variant.name in hashes
+            else variant
+            for variant in family.variants
+        ),
+    )
 
 
 def _family(path: Path) -> Family:
@@ -205,6 +240,7 @@ def _family(path: Path) -> Family:
             folder=path.parent,
             environment=about.get("environment", about["name"]),
             variants=tuple(_variant(about["name"], defaults | entry) for entry in data["variant"]),
+            retired=data.get("retired", {}),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error

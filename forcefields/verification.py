@@ -11,7 +11,10 @@ from forcegate.errors import CheckpointMismatch, CheckpointMissing, EnvironmentB
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's bytes."""
+    """The hash of a file's bytes; of a folder, that of its files' names and hashes in order."""
+    if path.is_dir():
+        lines = [f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in sorted(path.rglob("*")) if file.is_file()]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -24,7 +27,7 @@ def verify_checkpoint(path: Path, variant: Variant) -> None:
         CheckpointMismatch: its bytes differ; loading them could run foreign code.
     """
     shown = "/".join(path.parts[-3:])
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointMissing(
             f"The checkpoint of {variant.name} is missing: {shown} (expected sha256 {variant.checkpoint.sha256}).",
             "Run `make serve` again: it puts the file in place.",

@@ -16,18 +16,27 @@ from forcefields.verification import verify_checkpoint, verify_package
 from forcegate.errors import CheckpointMismatch, EnvironmentBroken
 
 
-def adapter(family: Family) -> type[ForceField]:
-    """The family's adapter class; a family outside this repository is imported from its folder."""
+def module_of(family: Family, name: str) -> ModuleType:
+    """A module of the family's folder, ``adapter`` or ``tiny``; a family outside this repository is imported from its path.
+
+    Raises:
+        EnvironmentBroken: the family has no such file.
+    """
     if family.folder.parent == HERE:
-        module: ModuleType = importlib.import_module(f"forcefields.{family.name}.adapter")
-    else:
-        name = f"forcegate_family_{family.name}"
-        spec = importlib.util.spec_from_file_location(name, family.folder / "adapter.py")
-        if spec is None or spec.loader is None:
-            raise EnvironmentBroken(f"The family {family.name} has no adapter.py.", "")
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module.ADAPTER
+        return importlib.import_module(f"forcefields.{family.name}.{name}")
+    full_name = f"forcegate_family_{family.name}_{name}"
+    spec = importlib.util.spec_from_file_location(full_name, family.folder / f"{name}.py")
+    if spec is None or spec.loader is None:
+        raise EnvironmentBroken(f"The family {family.name} has no {name}.py.", "")
+    module = sys.modules[full_name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def adapter(family: Family) -> type[ForceField]:
+    """The family's adapter class."""
+    found: type[ForceField] = module_of(family, "adapter").ADAPTER
+    return found
 
 
 def load(catalogue: Catalogue, variant: Variant, checkpoint: Path, device: str) -> ForceField:

@@ -10,15 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from forcegate.errors import SetupError
+
+if TYPE_CHECKING:
+    from forcefields.catalogue import Catalogue
+    from frontend.settings import Settings
 
 if find_spec("frontend") is None or find_spec("pydantic_settings") is None:
     raise ImportError("the extra `serve` is not installed")
@@ -57,10 +61,10 @@ def serve(
     raise typer.Exit(launch.run(chosen, _prepare, setup_only=setup_only))
 
 
-def _prepare(settings: object, catalogue: object, names: list[str], say: object) -> None:
+def _prepare(settings: Settings, catalogue: Catalogue, names: list[str], say: Callable[[str], None]) -> Catalogue:
     from exporters.prepare import prepare
 
-    prepare(settings.root, settings.state, catalogue, names, say)  # type: ignore[attr-defined, arg-type]
+    return prepare(settings.root, settings.state, catalogue, names, say)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from frontend.settings import Settings
 from frontend.supervisor.checks import check_machine
 from frontend.supervisor.service import Loaded, Service
 
-Prepare = Callable[[Settings, Catalogue, list[str], Callable[[str], None]], None]
+Prepare = Callable[[Settings, Catalogue, list[str], Callable[[str], None]], Catalogue]
 
 EXAMPLE = """{"model_name": "%s", "atoms": {"symbols": ["%s"], "positions": [[0, 0, 0]], "cell": %s}}"""
 
@@ -46,14 +46,15 @@ def run(settings: Settings, prepare: Prepare, setup_only: bool = False) -> int:
     def say(line: str) -> None:
         console.print(f"[dim]{datetime.now(UTC):%H:%M:%S}[/] {line}", markup=True)
 
-    if settings.families:
-        os.environ[catalogues.EXTRA_FAMILIES] = settings.families
+    # The catalogue is read in many processes, by the same variables in each.
+    os.environ[catalogues.EXTRA_FAMILIES] = settings.families
+    os.environ[catalogues.STATE] = str(settings.state.resolve())
     catalogue = catalogues.load()
     names = list(dict.fromkeys(catalogue.resolve(name).name for name in settings.models))
     with _owned(settings):
         if not setup_only:
             check_machine(settings)
-        prepare(settings, catalogue, names, say)
+        catalogue = prepare(settings, catalogue, names, say)
         if setup_only:
             return 0
         # The supervisor's own log; what a person should see goes through `say`.

@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(shutil, "copyfile", full)
     catalogue = load()
     with pytest.raises(SetupError, match="No space left"):
-        checkpoints.place(catalogue, catalogue.resolve("lj-argon"), tmp_path, ROOT / "environments")
+        checkpoints.place(catalogue, catalogue.resolve("lj-argon"), tmp_path, ROOT / "environments", tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
