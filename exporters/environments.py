@@ -46,9 +46,15 @@ class Environment:
     requirements: Path
     project: bool
 
+    @property
+    def overrides(self) -> Path:
+        """File beside the requirements, where there is one, that replaces what a package asks for and never imports."""
+        return self.requirements.with_name("overrides.txt")
+
     def fingerprint(self, root: Path) -> str:
         """A hash of all that the environment is built from."""
         digest = hashlib.sha256(self.requirements.read_bytes())
+        digest.update(self.overrides.read_bytes() if self.overrides.is_file() else b"")
         digest.update(f"{sys.version_info[:3]} {sys._base_executable} {root.resolve() if self.project else ''}".encode())  # type: ignore[attr-defined]
         return digest.hexdigest()
 
@@ -101,6 +107,7 @@ def _build(environment: Environment, root: Path, say: Say) -> None:
     python = str(folder / "bin" / "python")
     _uv(root, "venv", "--quiet", "--python", sys._base_executable, str(folder))  # type: ignore[attr-defined]
     extra = [] if environment.project else ["--no-deps"]
+    extra += ["--override", str(environment.overrides)] if environment.overrides.is_file() else []
     _uv(root, "pip", "install", "--python", python, *extra, "-r", str(environment.requirements))
     if environment.project:
         _uv(root, "pip", "install", "--quiet", "--python", python, "--no-deps", "--editable", str(root))
