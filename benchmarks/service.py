@@ -1,0 +1,121 @@
+"""The service that is measured: the one that runs, or one of our own on free ports."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from forcegate.errors import SetupError
+from frontend import settings as all_settings
+from frontend.settings import PREFIX, Settings
+
+START_SECONDS = 1800.0
+"""Time that a first start may take, installing included."""
+
+Say = Callable[[str], None]
+
+
+def say(line: str) -> None:
+    """One line of progress on the terminal."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def serves(settings: Settings, models: Sequence[str]) -> bool:
+    """Whether a service on the ports of ``settings`` answers for all these models."""
+    client = InferenceServerClient(settings.grpc_address)
+    try:
+        return all(client.is_model_ready(name, client_timeout=2.0) for name in models)
+    except InferenceServerException:
+        return False
+    finally:
+        client.close()
+
+
+@contextmanager
+def running_or_own(models: Sequence[str], state: Path) -> Iterator[Settings]:
+    """The service on the configured ports where it serves ``models``; else one of our own until the block ends."""
+    configured = all_settings.load()
+    if serves(configured, models):
+        say(f"using the service that runs at {configured.grpc_address}")
+        yield configured
+        return
+    with own(models, state, configured) as settings:
+        yield settings
+
+
+@contextmanager
+def own(models: Sequence[str], state: Path, configured: Settings, **overrides: object) -> Iterator[Settings]:
+    """``forcegate serve`` on free ports, stopped at the end. It installs what is missing, as it does for a user.
+
+    Args:
+        state: folder for its logs and reports.
+        overrides: settings of it that differ from ``configured``.
+
+    Raises:
+        SetupError: it did not start; the message holds the end of what it said.
+    """
+    names = ("port", "grpc_port", "metrics_port", "http_port")
+    chosen = dict(zip(names, _free_ports(len(names)), strict=True)) | {"models": tuple(models), "state": state, "host": "127.0.0.1"}
+    settings = configured.model_copy(update=chosen | overrides)
+    state.mkdir(parents=True, exist_ok=True)
+    log = state / "serve.log"
+    say(f"starting a service of our own for {', '.join(models)} (its words are in {log})")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "forcegate.cli", "serve"],
+            env=_environment(settings),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        _wait(settings, process, log)
+        yield settings
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(settings.drain_seconds * 2 + 30)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    values = settings.model_dump()
+    values["models"] = ",".join(settings.models)
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+    return variables | {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items()}
+
+
+def _wait(settings: Settings, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not (_answers(settings) and serves(settings, settings.models)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            raise SetupError("The service to measure did not start.", f"The end of {log}:\n{end}")
+        time.sleep(0.2)
+
+
+def _answers(settings: Settings) -> bool:
+    try:
+        return httpx.get(f"http://{settings.host}:{settings.port}/ready", timeout=2.0).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
