@@ -30,6 +30,7 @@ def parameters(variant: Variant, family: Family, environments: str = "../../envi
         "EXECUTION_ENV_PATH": f"$$TRITON_MODEL_DIRECTORY/{environments}/{family.environment}",
         "FORCE_CPU_ONLY_INPUT_TENSORS": "yes",
         "contract_version": str(contract.VERSION),
+        "aliases": ",".join(variant.aliases),
         "family": family.name,
         "package": family.package,
         "package_version": family.version,

@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -195,12 +196,25 @@ class Connection:
             from difflib import get_close_matches
 
             ready = sorted(name for name, entry in known.items() if entry.state == "READY")
+            if (canonical := self._alias(ready)) is not None:
+                self.model = canonical
+                return errors.ModelNotReady(f"The model is called {canonical!r}.")
             near = get_close_matches(self.model, known, n=3, cutoff=0.4)
             hint = f"Did you mean {' or '.join(near)}? " if near else ""
             return errors.UnknownModel(
                 f"There is no model {self.model[:60]!r} at {self.address}.", f"{hint}Loaded are: {', '.join(ready) or 'none'}."
             )
         return errors.from_wire(entry.reason) or error
+
+
+    def _alias(self, ready: Sequence[str]) -> str | None:
+        """The loaded model that has ``self.model`` among its aliases."""
+        for name in ready:
+            with suppress(grpc.RpcError):
+                answer = self.stub.ModelConfig(service_pb2.ModelConfigRequest(name=name), timeout=2.0)
+                if self.model in answer.config.parameters["aliases"].string_value.split(","):
+                    return name
+        return None
 
 
 def decode(answer: service_pb2.ModelInferResponse) -> dict[str, np.ndarray]:

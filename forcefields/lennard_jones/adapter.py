@@ -18,7 +18,7 @@ from ase.data import atomic_numbers
 from forcefields.base import ForceField, Graph, Result
 from forcefields.catalogue import Variant
 from forcefields.neighbours import neighbour_pairs
-from forcegate.contract import voigt_from_matrix
+from forcegate.contract import VOIGT
 from forcegate.structure import Structure
 
 
@@ -69,9 +69,8 @@ class LennardJones(ForceField):
         pull = (-24 * self._epsilon * (2 * sixth**2 - sixth) / squared)[:, None] * vectors
         forces = np.stack([np.bincount(first, weights=pull[:, k], minlength=offset[-1]) for k in range(3)], axis=1)
         # W_ab = 1/2 sum_pairs r_a (dv/dr) r_b / r, and the stress is W / V.
-        virial = np.zeros((structures, 3, 3))
-        np.add.at(virial, owner, 0.5 * vectors[:, :, None] * pull[:, None, :])
-        stress = voigt_from_matrix(virial / volumes[:, None, None])
+        virials = [np.bincount(owner, weights=0.5 * vectors[:, a] * pull[:, b], minlength=structures) for a, b in VOIGT]
+        stress = np.stack(virials, axis=1) / volumes[:, None]
         return [Result(float(energy[k]), forces[offset[k] : offset[k + 1]], stress[k]) for k in range(structures)]
 
 
