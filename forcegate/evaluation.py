@@ -15,7 +15,8 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from forcegate import errors
-from forcegate.calculator import Connection, decode, extra_outputs, new_request_id, results_of
+from forcegate.calculator import results_of
+from forcegate.connection import Connection, decode, extra_outputs, new_request_id
 from forcegate.retries import Attempts
 from forcegate.structure import Structure, from_atoms
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from forcefields import catalogue as catalogues
@@ -104,8 +105,9 @@ async def _start(
         say(f"{name}: {'ready' if outcome.error is None else '[red]not served[/]'} after {outcome.seconds:.1f} s")
         return outcome
 
-    outcomes = await asyncio.gather(*(load(name) for name in names))
-    await service.start_gateway()
+    with _working(console, names):
+        outcomes = await asyncio.gather(*(load(name) for name in names))
+        await service.start_gateway()
     service.keep_alive()
     console.print(_table(outcomes))
     for outcome in outcomes:
@@ -114,6 +116,19 @@ async def _start(
     for line in _where_to_go(settings, outcomes):
         console.print(line, markup=False)
     say(f"serving after {time.monotonic() - started:.1f} s; Ctrl-C stops everything")
+
+
+@contextmanager
+def _working(console: Console, names: list[str]) -> Iterator[None]:
+    """A clock on the terminal while models load, which takes seconds to a minute; nothing in a file."""
+    if not console.is_terminal:
+        yield
+        return
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        for name in names:
+            progress.add_task(f"{name}: importing its package, reading its checkpoint, running its gate")
+        yield
 
 
 def _table(outcomes: list[Loaded]) -> Table:

@@ -17,7 +17,7 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 
 from forcegate import ForcegateCalculator, contract, errors
-from forcegate.calculator import Connection, typed
+from forcegate.connection import Connection, typed
 from forcegate.retries import MAX_CRASHES
 from forcegate.structure import from_atoms
 from tests.unit.fault_injection import UNHEALTHY, FaultyTriton, serving
