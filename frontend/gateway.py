@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 
@@ -10,7 +11,6 @@ import uvicorn
 
 from forcegate.errors import SetupError
 from frontend import settings
-from frontend.app import create_app
 from frontend.telemetry import configure_logging
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,11 @@ def main() -> int:
         print(error, file=sys.stderr)  # noqa: T201
         return 2
     configure_logging(values.log_level)
+    # Decoders are forked and execute another program at once, so gRPC need not prepare for a fork, nor write lines about it that
+    # are not JSON. It reads this when it is imported.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+    from frontend.app import create_app
+
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(values),

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from forcegate.errors import ForcegateError
+from forcegate.errors import ForcegateError, ServerUnavailable
 from frontend.bodies import error_response
 from frontend.telemetry import REQUEST_ID, UNMATCHED, Call, Metrics, request_id
 
@@ -70,19 +70,24 @@ class EveryRequest:
                 call.route = scope["path"]
                 await self._answer(endpoint, scope, receive, send_with_id)
         except asyncio.CancelledError:
+            # Either the watch in frontend.routes.calculations cancelled this task, since the caller has gone; or the service is
+            # being stopped and the time to finish is over.
             if not call.gone:
-                raise
-            # The watch in frontend.routes.calculations cancelled this task, and it has now done its work.
+                if status:
+                    raise
+                call.code = ServerUnavailable.code
+                error = ServerUnavailable("The service is being stopped, and the time to finish this request is over.")
+                await error_response(error, call.accept)(scope, receive, send_with_id)
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
         except Exception:
             log.exception("a request broke the gateway")
             call.code = ForcegateError.code
             if not status:
-                error = ForcegateError(
+                failure = ForcegateError(
                     "The gateway failed on this request; it is not your fault.", "Its log has more under this request id."
                 )
-                await error_response(error, call.accept)(scope, receive, send_with_id)
+                await error_response(failure, call.accept)(scope, receive, send_with_id)
         finally:
             self.metrics.requests_in_flight.dec()
             self._finish(scope, call, CLIENT_GONE if call.gone else status)

@@ -1,0 +1,89 @@
+"""Whatever openapi.json allows, and what it does not, is answered as it says: schemathesis over the live service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import CheckContext
+from schemathesis.specs.openapi.checks import (
+    allow_header_conformance,
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from tests.service import ROOT, RunningService
+
+# Whether a structure makes sense (as many symbols as positions, atoms apart from each other) is beyond a JSON schema, so
+# `positive_data_acceptance` is not among the checks.
+CHECKS = [
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    response_headers_conformance,
+    negative_data_rejection,
+    unsupported_method,
+    allow_header_conformance,
+]
+
+
+@schemathesis.check
+def answers_are_typed(_context: CheckContext, response: Any, _case: schemathesis.Case) -> None:
+    """No 500 ever. 503 and 504 only with the word that trying again can help: a deadline of a microsecond is a valid one."""
+    assert response.status_code not in (500, 501, 502), response.text
+    if response.status_code >= 400:
+        msgpacked = "msgpack" in response.headers["content-type"][0]
+        body = msgpack.unpackb(response.content) if msgpacked else response.json()
+        assert set(body) == {"detail", "code", "retryable", "hint"}
+        assert body["retryable"] == (response.status_code in (429, 503, 504))
+
+
+@schemathesis.serializer("application/msgpack")
+def _msgpack(_context: Any, value: Any) -> bytes:
+    return msgpack.packb(value, default=str)
+
+
+@schemathesis.deserializer("application/msgpack")
+def _from_msgpack(_context: Any, response: Any) -> Any:
+    return msgpack.unpackb(response.content)
+
+
+@schemathesis.hook
+def map_body(_context: Any, body: Any) -> Any:
+    """Names of models that exist, so that what comes after the name is reached too."""
+    if isinstance(body, dict) and isinstance(body.get("model_name"), str):
+        return body | {"model_name": "lj-argon"}
+    if (
+        isinstance(body, dict)
+        and isinstance(names := body.get("model_names"), list)
+        and all(isinstance(name, str) for name in names)
+    ):
+        return body | {"model_names": ["lj-argon", *(name for name in names[1:])]} if names else body
+    return body
+
+
+schema = schemathesis.openapi.from_path(
+    ROOT / "docs" / "openapi.json"
+)  # the served one is the same: tests/unit/test_gateway_app.py
+
+
+@schema.exclude(path_regex="/(load|unload)$").parametrize()
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_operation_answers_as_it_is_documented(case: schemathesis.Case, service: RunningService) -> None:
+    # In a batch a malformed structure fails alone, with the request's status 200: that is its purpose.
+    excluded = [negative_data_rejection] if case.path == "/api/v1/batch" else []
+    case.call_and_validate(base_url=service.url, checks=[*CHECKS, answers_are_typed], excluded_checks=excluded)
+
+
+@schema.include(path_regex="/(load|unload)$").parametrize()
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+def test_loading_and_unloading_what_does_not_exist(case: schemathesis.Case, service: RunningService) -> None:
+    """Names that exist would take the models away from the other tests; tests/api/test_models.py loads and unloads."""
+    case.path_parameters["name"] = "no-" + "".join(c for c in str(case.path_parameters.get("name", "")) if c.isalnum())
+    case.call_and_validate(base_url=service.url, checks=[*CHECKS, answers_are_typed], excluded_checks=[negative_data_rejection])
