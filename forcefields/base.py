@@ -14,6 +14,17 @@ from forcefields.catalogue import Variant
 from forcegate.structure import Structure
 
 
+@dataclass(frozen=True, eq=False)
+class Normalised(Structure):
+    """What ``graph`` is given: the same atoms in the same order, periodic along three independent right-handed vectors.
+
+    Attributes:
+        original: the structure as it was sent, for a model that treats molecules in another way than crystals.
+    """
+
+    original: Structure | None = None
+
+
 @dataclass(frozen=True)
 class Graph:
     """One structure, ready for a forward pass.
@@ -36,7 +47,8 @@ class Result:
     Attributes:
         energy: eV, total.
         forces: float64 ``[N, 3]``, eV/A, or None when not asked for.
-        stress: float64 ``[6]``, eV/A^3, Voigt xx yy zz yz xz xy, ASE's sign; of the periodic structure that was evaluated.
+        stress: float64 ``[6]``, eV/A^3, Voigt xx yy zz yz xz xy, ASE's sign; of the periodic structure that was evaluated. None
+            when not asked for, and from a model that has none.
         extra: further per-atom outputs of the contract by name, float64 ``[N]``.
     """
 
@@ -64,7 +76,7 @@ class ForceField(ABC):
         """Reads the checkpoint, whose hash has been verified, onto ``device`` (``cpu`` or ``cuda:<index>``)."""
 
     @abstractmethod
-    def graph(self, structure: Structure, head: str) -> Graph:
+    def graph(self, structure: Normalised, head: str) -> Graph:
         """Builds the graph of one structure; ``head`` is empty for a model without heads."""
 
     @abstractmethod

@@ -88,6 +88,8 @@ class Variant:
     default_head: str = ""
     head_functionals: Mapping[str, str] = field(default_factory=dict)
     extra_outputs: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the family's adapter alone understands: for a checkpoint that does not hold its own architecture."""
     dtype: str = "float32"
     direct_forces: bool = False
     uses_charge: bool = False

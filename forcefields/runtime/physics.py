@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from ase.data import chemical_symbols
 
-from forcefields.base import Result
+from forcefields.base import Normalised, Result
 from forcefields.catalogue import Variant
 from forcefields.neighbours import closest_pair
 from forcegate.errors import (
@@ -122,7 +122,7 @@ def _cell(structure: Structure) -> None:
         raise InvalidCell("The periodic lattice vectors are not independent: they lie in one plane or on one line.")
 
 
-def normalise(structure: Structure, cutoff: float) -> Structure:
+def normalise(structure: Structure, cutoff: float) -> Normalised:
     """An equivalent structure that every package evaluates rightly.
 
     Periodic along three right-handed vectors, atoms inside the cell; a direction that was not periodic gets an orthogonal
@@ -140,7 +140,8 @@ def normalise(structure: Structure, cutoff: float) -> Structure:
     # A coordinate just below 0 comes out of floor as exactly 1.
     fractional[fractional >= 1.0] = 0.0
     numbers = np.ascontiguousarray(structure.numbers)
-    return replace(structure, numbers=numbers, positions=fractional @ cell, cell=cell, pbc=np.ones(3, dtype=bool))
+    pbc = np.ones(3, dtype=bool)
+    return Normalised(numbers, fractional @ cell, cell, pbc, structure.charge, structure.spin, original=structure)
 
 
 def _completed_cell(structure: Structure, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
