@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     models = tuple(catalogue.load().resolve(name).name for name in options.models.split(","))
     folder = options.output or Path("var/bench" if options.quick else "benchmarks/results")
+    service.end_on_sigterm()
     try:
         results = measure(models, options.quick)
     except SetupError as error:
@@ -94,7 +95,7 @@ def _measure_model(settings: Settings, worker: Worker, model: str, quick: bool, 
 def _clients(model: str, quick: bool) -> tuple[int, ...]:
     if quick:
         return (1, 32, 256) if model == ANALYTIC else (1, 32)
-    return (1, 8, 32, 128, 256)
+    return (1, 8, 32, 256)
 
 
 def _effort(atoms: int, quick: bool) -> Effort:

@@ -75,16 +75,13 @@ def added(caller: Caller, atoms: int, seconds: float) -> dict[str, Any]:
     """
     structure = caller.structure(atoms)
     kinds = {"in_process": caller.in_process, "grpc": caller.grpc, "rest": caller.rest}
-    first = {}
-    for name, call in kinds.items():
+    for call in kinds.values():
         call(structure, 1)  # memory for this size, connections, caches
-        first[name] = call(structure, 1)[0]
-    blocks = max(1, min(60, int(seconds / (sum(first.values()) * BLOCK))))
-    size = BLOCK if seconds > sum(first.values()) * BLOCK else 1
-    latencies: dict[str, list[float]] = {name: [value] for name, value in first.items()}
-    for _ in range(blocks):
+    latencies = {name: call(structure, 1) for name, call in kinds.items()}
+    once = sum(values[0] for values in latencies.values())
+    for _ in range(min(60, int(seconds / (once * BLOCK)))):
         for name, call in kinds.items():
-            latencies[name] += call(structure, size)
+            latencies[name] += call(structure, BLOCK)
     p50 = {name: float(np.median(values)) * 1e3 for name, values in latencies.items()}
     result = {
         "model": caller.variant.name,

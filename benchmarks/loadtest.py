@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="about how long each level takes")
     parser.add_argument("--output", type=Path, help="folder for the results; the default is loadtest in the state folder")
     options = parser.parse_args(arguments)
+    service.end_on_sigterm()
     levels = [int(level) for level in options.concurrency.split(",")]
     try:
         settings = all_settings.load()

@@ -87,12 +87,10 @@ def _latency(entries: list[dict[str, Any]]) -> str:
 
 
 def _clients(entries: list[dict[str, Any]]) -> str:
-    header = ["model", "protocol", "clients", "structures/s", "p50, ms", "structures"]
+    header = ["model", "protocol", "clients", "structures/s", "p50, ms", "longest, ms", "structures"]
     keys = ("model", "protocol", "clients")
-    rows = [
-        [*(entry[key] for key in keys), f"{entry['structures_per_second']:.1f}", f"{entry['p50_ms']:.1f}", entry["structures"]]
-        for entry in entries
-    ]
+    figures = ("structures_per_second", "p50_ms", "longest_ms")
+    rows = [[*(entry[key] for key in keys), *(f"{entry[key]:.1f}" for key in figures), entry["structures"]] for entry in entries]
     return table(header, rows)
 
 

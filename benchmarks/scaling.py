@@ -45,6 +45,7 @@ def by_clients(settings: Settings, model: str, clients: tuple[int, ...], seconds
                     "structures": len(run.latencies),
                     "structures_per_second": run.structures_per_second,
                     "p50_ms": run.p50 * 1e3,
+                    "longest_ms": float(run.latencies.max()) * 1e3,
                 }
             )
             rate_and_wait = f"{run.structures_per_second:.1f} structures/s, p50 {run.p50 * 1e3:.1f} ms"

@@ -31,6 +31,11 @@ def say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
+def end_on_sigterm() -> None:
+    """SIGTERM ends this program as Ctrl-C does: what it started is stopped first."""
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(128 + signal.SIGTERM))
+
+
 def serves(settings: Settings, models: Sequence[str]) -> bool:
     """Whether a service on the ports of ``settings`` answers for all these models."""
     client = InferenceServerClient(settings.grpc_address)

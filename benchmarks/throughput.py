@@ -48,13 +48,11 @@ def compare(settings: Settings, worker: Worker, model: str, atoms: int, effort: 
     variant = catalogue.load().resolve(model)
     given = [from_atoms(each) for each in structures.crystals(variant, atoms, effort.served)]
     shares: list[dict[str, float]] = []
-    spent = {"seconds": 0.0}
 
     def served() -> float:
         before = metrics.read(_metrics(settings), variant.name)
         run = grpc_closed_loop(settings.grpc_address, variant.name, given, CLIENTS)
         shares.append(metrics.summary(metrics.read(_metrics(settings), variant.name).since(before), run.seconds))
-        spent["seconds"] += run.seconds
         return run.structures_per_second
 
     grpc_closed_loop(settings.grpc_address, variant.name, given[: max(8, CLIENTS)], CLIENTS)  # warm-up
@@ -68,14 +66,11 @@ def compare(settings: Settings, worker: Worker, model: str, atoms: int, effort: 
         "adapter": lambda: effort.alone / worker.bare(atoms, effort.alone, max(1, best // atoms)),
         "calculator": lambda: effort.one_by_one / worker.calculator(atoms, effort.one_by_one),
     }
-    rounds = _take_turns(ways, effort.rounds)
-    ratios = [{way: rates["served"] / rates[way] for way in ("adapter", "engine", "calculator")} for rates in rounds]
+    rounds = take_turns(ways, effort.rounds)
     result = {
         "model": variant.name,
         "atoms": atoms,
-        "served_over_in_process_best": _median(ratios, "adapter"),
-        "served_over_engine": _median(ratios, "engine"),
-        "served_over_calculator": _median(ratios, "calculator"),
+        **ratios(rounds),
         "structures_per_second": {way: _median(rounds, way) for way in ways},
         "best_pack_atoms": best,
         "structures_per_second_by_pack_atoms": tried,
@@ -89,7 +84,13 @@ def compare(settings: Settings, worker: Worker, model: str, atoms: int, effort: 
     return result
 
 
-def _take_turns(ways: dict[str, Callable[[], float]], rounds: int) -> list[dict[str, float]]:
+def ratios(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Served over each of the others: the median of the ratios within each round."""
+    names = {"adapter": "in_process_best", "engine": "engine", "calculator": "calculator"}
+    return {f"served_over_{name}": _median([{way: r["served"] / r[way]} for r in rounds], way) for way, name in names.items()}
+
+
+def take_turns(ways: dict[str, Callable[[], float]], rounds: int) -> list[dict[str, float]]:
     """Every way once in each round; every other round in the opposite order."""
     results = []
     for number in range(rounds):
