@@ -50,6 +50,8 @@ def parameters(variant: Variant, family: Family, environments: str = "../../envi
         "uses_charge": str(variant.uses_charge).lower(),
         "uses_spin": str(variant.uses_spin).lower(),
         "direct_forces": str(variant.direct_forces).lower(),
+        **({"charge_heads": ",".join(variant.charge_heads)} if variant.charge_heads else {}),
+        **({"head_dispersion": json.dumps(dict(variant.head_dispersion))} if variant.head_dispersion else {}),
     }
 
 

@@ -94,7 +94,11 @@ class Variant:
     direct_forces: bool = False
     uses_charge: bool = False
     uses_spin: bool = False
+    charge_heads: tuple[str, ...] = ()
+    """The heads that use charge and spin, of a model that does so with some of its heads alone; with all of them when empty."""
     dispersion: str = "none"
+    head_dispersion: Mapping[str, str] = field(default_factory=dict)
+    """The policy word of heads for which ``dispersion`` does not hold."""
     licence: str = ""
     consent: str = ""
     """A licence that has to be accepted before the checkpoint is fetched: non-commercial or gated."""
@@ -107,6 +111,18 @@ class Variant:
     def functional_of(self, head: str) -> str:
         """The functional that ``head`` was trained on; the variant's own where it has no heads."""
         return self.head_functionals.get(head, self.functional)
+
+    def dispersion_of(self, head: str) -> str:
+        """The dispersion policy of ``head``; the variant's own where it has no heads."""
+        return self.head_dispersion.get(head, self.dispersion)
+
+    def knows_charge(self, head: str) -> bool:
+        """Whether the total charge makes a difference to ``head``."""
+        return self.uses_charge and (not self.charge_heads or head in self.charge_heads)
+
+    def knows_spin(self, head: str) -> bool:
+        """Whether the spin multiplicity makes a difference to ``head``."""
+        return self.uses_spin and (not self.charge_heads or head in self.charge_heads)
 
 
 @dataclass(frozen=True)
@@ -254,7 +270,7 @@ def _variant(family: str, entry: dict[str, Any]) -> Variant:
     entry["checkpoint"] = Checkpoint(**entry["checkpoint"])
     entry["gate"] = Gate(**entry.get("gate", {}))
     entry["packing"] = Packing(**entry.get("packing", {}))
-    for name in ("aliases", "heads", "extra_outputs"):
+    for name in ("aliases", "heads", "extra_outputs", "charge_heads"):
         entry[name] = tuple(entry.get(name, ()))
     return Variant(family=family, **entry)
 

@@ -43,6 +43,9 @@ VACUUM_MARGIN = 1.0
 MAX_COORDINATE = 1e6
 """A. Beyond it float64 no longer resolves a bond length well enough for forces."""
 
+MAX_CHARGE, MAX_SPIN = 100, 100
+"""e, and 2S+1. Models look both up in tables of this size; beyond it a GPU's process dies of the access."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -64,12 +67,7 @@ def validate(structure: Structure, head: str, variant: Variant, limits: Limits) 
     head = _head(head, variant)
     _finite_and_sized(structure, limits)
     _elements(structure, variant)
-    if structure.charge != 0 and not variant.uses_charge:
-        raise ChargeNotSupported(f"{variant.name} does not know charges, and the structure has {structure.charge:g} e.")
-    if structure.spin < 0:
-        raise InvalidStructure("The spin multiplicity 2S+1 is negative.", "Give 1, 2, 3 ..., or 0 for the model's default.")
-    if structure.spin > 1 and not variant.uses_spin:
-        raise SpinNotSupported(f"{variant.name} does not know spin, and the structure has multiplicity {structure.spin}.")
+    _charge_and_spin(structure, head, variant)
     _cell(structure)
     return head
 
@@ -107,6 +105,24 @@ def _elements(structure: Structure, variant: Variant) -> None:
     if unknown:
         names = [chemical_symbols[z] if 0 < z < len(chemical_symbols) else f"number {z}" for z in unknown]
         raise UnsupportedElement(f"{variant.name} was not trained on {', '.join(names[:8])}.")
+
+
+def _charge_and_spin(structure: Structure, head: str, variant: Variant) -> None:
+    """What the head would ignore is refused; what it uses has to be a number that it can know."""
+    name = f"{variant.name} with its head {head}" if head else variant.name
+    hint = f"Its heads that know them: {', '.join(variant.charge_heads)}." if variant.charge_heads else None
+    if structure.charge != 0 and not variant.knows_charge(head):
+        raise ChargeNotSupported(f"{name} does not know charges, and the structure has {structure.charge:g} e.", hint)
+    if structure.spin > 1 and not variant.knows_spin(head):
+        raise SpinNotSupported(f"{name} does not know spin, and the structure has multiplicity {structure.spin}.", hint)
+    if structure.charge != round(structure.charge) or abs(structure.charge) > MAX_CHARGE:
+        raise InvalidStructure(
+            f"The total charge is {structure.charge:g} e.", f"Give a whole number between -{MAX_CHARGE} and {MAX_CHARGE}."
+        )
+    if not 0 <= structure.spin <= MAX_SPIN:
+        raise InvalidStructure(
+            f"The spin multiplicity 2S+1 is {structure.spin}.", f"Give 1, 2, 3 ... {MAX_SPIN}, or 0 for the model's default."
+        )
 
 
 def _cell(structure: Structure) -> None:
