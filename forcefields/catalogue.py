@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from forcegate.errors import UnknownModel
+from forcegate.errors import SetupError, UnknownModel
 
 HERE = Path(__file__).parent
 EXTRA_FAMILIES = "FORCEGATE_FAMILIES"
@@ -23,6 +23,8 @@ STATE = "FORCEGATE_STATE"
 """Environment variable: the state folder, ``var`` where it is not set."""
 RECORD = "checkpoints.json"
 """File in the state folder: hashes that were recorded here, by variant."""
+EXPORTS = "exports.json"
+"""File in the state folder: users' own checkpoints, by the name that they gave them."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,13 @@ class Checkpoint:
     Attributes:
         file: name of the file, or folder, in ``<repository>/<variant>/1/``.
         source: ``package`` (``path`` inside the installed module ``module``), ``family`` (``path`` inside the family folder),
-            ``download`` (from ``url``) or ``tiny`` (made by the family's ``tiny.py``, ``path`` names the kind).
+            ``download`` (from ``url``), ``tiny`` (made by the family's ``tiny.py``, ``path`` names the kind) or ``own`` (given to
+            ``forcegate export --file``; the only copy is the one in place).
         sha256: hash of its bytes. Empty in ``family.toml`` where nobody publishes one: it is recorded when the checkpoint is first
             put in place, and enforced from then on.
-        recorded: whether ``sha256`` is such a recorded one, which holds for this state folder alone.
+        url: where to fetch it. ``https://host/{one,two}`` stands for several files that make up a folder; an archive is unpacked
+            where ``file`` is none, and ``path`` then names the file or folder in it.
+        recorded: whether ``sha256`` is such a recorded one, or of a user's own checkpoint: it holds for this state folder alone.
     """
 
     file: str
@@ -201,14 +206,15 @@ def load(folders: Iterable[Path] | None = None) -> Catalogue:
 
     Args:
         folders: where to look; the families of this repository and of ``FORCEGATE_FAMILIES`` when not given, with the hashes that
-            were recorded in the folder ``FORCEGATE_STATE``.
+            were recorded in the folder ``FORCEGATE_STATE`` and the users' own checkpoints that were exported there.
 
     Raises:
         ValueError: a file is malformed, or two families or variants claim one name.
+        SetupError: an own checkpoint has a name that a family claims by now.
     """
     if folders is None:
-        record = Path(os.environ.get(STATE, "var")) / RECORD
-        return _cached(os.environ.get(EXTRA_FAMILIES, ""), record, record.stat().st_mtime_ns if record.is_file() else 0)
+        state = Path(os.environ.get(STATE, "var"))
+        return _cached(os.environ.get(EXTRA_FAMILIES, ""), state, _version(state / RECORD), _version(state / EXPORTS))
     families: dict[str, Family] = {}
     names: dict[str, str] = {}
     for folder in folders:
@@ -226,10 +232,20 @@ def load(folders: Iterable[Path] | None = None) -> Catalogue:
 
 
 @lru_cache
-def _cached(extra: str, record: Path, changed: int) -> Catalogue:
+def _cached(extra: str, state: Path, record: tuple[int, int], exports: tuple[int, int]) -> Catalogue:
     found = load([HERE, *(Path(entry) for entry in extra.split(os.pathsep) if entry)])
-    hashes: dict[str, str] = json.loads(record.read_text()) if changed else {}
-    return Catalogue({name: _with_recorded(family, hashes) for name, family in found.families.items()})
+    hashes: dict[str, str] = json.loads((state / RECORD).read_text()) if any(record) else {}
+    recorded = Catalogue({name: _with_recorded(family, hashes) for name, family in found.families.items()})
+    return _with_exports(recorded, json.loads((state / EXPORTS).read_text())) if any(exports) else recorded
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Another one whenever the file was written: it is always replaced as a whole."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_ino
 
 
 def _with_recorded(family: Family, hashes: Mapping[str, str]) -> Family:
@@ -242,6 +258,21 @@ def _with_recorded(family: Family, hashes: Mapping[str, str]) -> Family:
             for variant in family.variants
         ),
     )
+
+
+def _with_exports(catalogue: Catalogue, exports: Mapping[str, Mapping[str, Any]]) -> Catalogue:
+    families = dict(catalogue.families)
+    for name, entry in exports.items():
+        if name in catalogue.variants or name in catalogue.aliases:
+            raise SetupError(
+                f"Your own checkpoint {name!r} has a name that {catalogue.resolve(name).family} claims by now.",
+                f"Run `forcegate export --remove {name}`, and export it again under another name.",
+            )
+        # One of a family that is not known here, such as one outside FORCEGATE_FAMILIES, cannot be served.
+        if (family := families.get(entry["family"])) is not None:
+            variant = variant_from(family.name, {"name": name, **entry["variant"]})
+            families[family.name] = replace(family, variants=(*family.variants, variant))
+    return Catalogue(families)
 
 
 def _family(path: Path) -> Family:
@@ -257,14 +288,15 @@ def _family(path: Path) -> Family:
             reference=about.get("reference", ""),
             folder=path.parent,
             environment=about.get("environment", about["name"]),
-            variants=tuple(_variant(about["name"], defaults | entry) for entry in data["variant"]),
+            variants=tuple(variant_from(about["name"], defaults | entry) for entry in data["variant"]),
             retired=data.get("retired", {}),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _variant(family: str, entry: dict[str, Any]) -> Variant:
+def variant_from(family: str, entry: Mapping[str, Any]) -> Variant:
+    """The variant that an entry of ``family.toml``, with the family's defaults in it, describes."""
     entry = dict(entry)
     entry["elements"] = parse_elements(entry["elements"])
     entry["checkpoint"] = Checkpoint(**entry["checkpoint"])

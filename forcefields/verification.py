@@ -30,7 +30,7 @@ def verify_checkpoint(path: Path, variant: Variant) -> None:
     if not path.exists():
         raise CheckpointMissing(
             f"The checkpoint of {variant.name} is missing: {shown} (expected sha256 {variant.checkpoint.sha256}).",
-            "Run `make serve` again: it puts the file in place.",
+            how_to_place(variant),
         )
     found = sha256(path)
     if found != variant.checkpoint.sha256:
@@ -39,6 +39,15 @@ def verify_checkpoint(path: Path, variant: Variant) -> None:
             f"expected sha256 {variant.checkpoint.sha256}, found {found}.",
             "Remove the file and run `make serve` again, which puts the right one in place.",
         )
+
+
+def how_to_place(variant: Variant) -> str:
+    """The hint that goes with a missing checkpoint."""
+    if variant.checkpoint.source == "download":
+        return f"Run `forcegate export {variant.name}`."
+    if variant.checkpoint.source == "own":
+        return f"Run `forcegate export --file PATH --as {variant.name}` with the same file again."
+    return "Run `make serve` again: it puts the file in place."
 
 
 def verify_package(family: Family) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from forcefields.base import Result
-from forcefields.catalogue import HERE, Family
+from forcefields.catalogue import HERE, Family, Variant
 from forcefields.runtime import golden
 from forcefields.runtime.engine import DEFAULT_OUTPUTS, Engine
 from forcefields.runtime.settings import ModelSettings
@@ -206,10 +206,10 @@ def pass_or_raise(engine: Engine, family: Family, device: str, settings: ModelSe
     Raises:
         GateFailed: names the checks that failed, with their deviations.
     """
-    memory = settings.state / "gates" / f"{engine.variant.name}.json"
-    key = _combination(engine, family, device)
+    memory = _memory(settings.state, engine.variant)
+    key = combination(engine.variant, family, device, os.environ.get("OMP_NUM_THREADS", ""))
     before = _passed_before(memory, key) if settings.gate == "cached" else None
-    report = Gate(engine, golden.recorded(family.golden, engine.variant)).run(full=before is None)
+    report = Gate(engine, golden.recorded(family.golden, engine.variant, settings.state)).run(full=before is None)
     failed = [check for check in report.checks if not check.passed]
     if failed:
         memory.unlink(missing_ok=True)
@@ -225,10 +225,19 @@ def pass_or_raise(engine: Engine, family: Family, device: str, settings: ModelSe
     return GateReport("golden", (*report.checks, *(replace(check, seconds=0.0) for check in remembered)))
 
 
-def _combination(engine: Engine, family: Family, device: str) -> str:
+def passed(variant: Variant, family: Family, state: Path, threads: str) -> list[dict[str, Any]] | None:
+    """What the full gate gave when this very combination passed it on the CPU, or None when it has not."""
+    return _passed_before(_memory(state, variant), combination(variant, family, "cpu", threads))
+
+
+def _memory(state: Path, variant: Variant) -> Path:
+    return state / "gates" / f"{variant.name}.json"
+
+
+def combination(variant: Variant, family: Family, device: str, threads: str) -> str:
     """A hash of all that the gate's outcome depends on: checkpoint, code, packages, device, threads."""
     digest = hashlib.sha256()
-    for part in (engine.variant, family.version, device, _device_name(device), os.environ.get("OMP_NUM_THREADS", "")):
+    for part in (variant, family.version, device, _device_name(device), threads):
         digest.update(repr(part).encode())
     for folder in (HERE, HERE.parent / "forcegate", family.folder):
         for path in sorted(folder.rglob("*.py")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,18 +52,29 @@ def displaced(atoms: Atoms, amplitude: float = 0.08, strain: float = 0.02) -> At
     return atoms
 
 
-def recorded(golden: Path, variant: Variant) -> dict[str, float] | None:
-    """The recorded energies in eV by structure, or None when this checkpoint has none."""
-    if not golden.is_file():
-        return None
-    entry = json.loads(golden.read_text()).get(variant.name)
-    if entry is None or entry["checkpoint_sha256"] != variant.checkpoint.sha256:
-        return None
-    return dict(entry["energies"])
+def of_state(state: Path, variant: Variant) -> Path:
+    """The file in the state folder for a checkpoint whose energies are not checked in: they are recorded when it is exported."""
+    return state / "golden" / f"{variant.name}.json"
+
+
+def recorded(golden: Path, variant: Variant, state: Path) -> dict[str, float] | None:
+    """The recorded energies in eV by structure, or None when this checkpoint has none.
+
+    Args:
+        golden: the family's checked-in file, which comes before what was recorded in the folder ``state``.
+    """
+    for path in (golden, of_state(state, variant)):
+        entry = json.loads(path.read_text()).get(variant.name) if path.is_file() else None
+        if entry is not None and entry["checkpoint_sha256"] == variant.checkpoint.sha256:
+            return dict(entry["energies"])
+    return None
 
 
 def record(golden: Path, variant: Variant, energies: dict[str, float]) -> None:
-    """Writes the energies of one variant among those of its family."""
+    """Writes the energies of one variant among those that the file holds."""
+    golden.parent.mkdir(parents=True, exist_ok=True)
     data = json.loads(golden.read_text()) if golden.is_file() else {}
     data[variant.name] = {"checkpoint_sha256": variant.checkpoint.sha256, "unit": "eV", "energies": energies}
-    golden.write_text(json.dumps(dict(sorted(data.items())), indent=2) + "\n")
+    partial = golden.with_name(f".{os.getpid()}.{golden.name}")
+    partial.write_text(json.dumps(dict(sorted(data.items())), indent=2) + "\n")
+    os.replace(partial, golden)

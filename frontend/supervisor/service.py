@@ -84,7 +84,7 @@ class Service:
         try:
             await self._control.load(variant.name)
             self._watch.refresh()
-            await canary.check(self._settings.grpc_address, self._catalogue, variant)
+            await canary.check(self._settings.grpc_address, self._catalogue, variant, self._settings.state)
         except ForcegateError as failure:
             error = failure
         return Loaded(variant, time.monotonic() - started, error, self._report(variant))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -13,8 +15,11 @@ from forcegate.errors import GateFailed
 from frontend.triton.control import CHANNEL_OPTIONS, typed
 
 
-async def check(address: str, catalogue: Catalogue, variant: Variant, timeout: float = 60.0) -> float:
+async def check(address: str, catalogue: Catalogue, variant: Variant, state: Path, timeout: float = 60.0) -> float:
     """Evaluates the golden structures in one padded request and compares the energies with the recorded ones.
+
+    Args:
+        state: the state folder, with the energies that were recorded when a checkpoint was exported here.
 
     Returns:
         The largest deviation in eV/atom.
@@ -23,7 +28,7 @@ async def check(address: str, catalogue: Catalogue, variant: Variant, timeout: f
         GateFailed: it is above the gate's tolerance.
     """
     structures = golden.structures(variant)
-    recorded = golden.recorded(catalogue.family_of(variant).golden, variant) or {}
+    recorded = golden.recorded(catalogue.family_of(variant).golden, variant, state) or {}
     inputs = []
     for name, array in tensors.pack(list(structures.values())).items():
         tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))

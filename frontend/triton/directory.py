@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forcefields.catalogue import Catalogue, Family, Variant
+from forcefields.verification import how_to_place
 from forcegate.errors import (
     CheckpointMismatch,
     CheckpointMissing,
@@ -298,7 +299,9 @@ class Directory:
         if not any((repository / name / "1" / variant.checkpoint.file).exists() for repository in self._repositories):
             return MISSING, CheckpointMissing(
                 f"The checkpoint of {name!r} is not in place: {variant.checkpoint.file}, sha256 {variant.checkpoint.sha256}.",
-                f"Start the service with {name} among FORCEGATE_MODELS: it puts the checkpoint in place.",
+                how_to_place(variant)
+                if variant.checkpoint.source in ("download", "own")
+                else f"Start the service with {name} among FORCEGATE_MODELS: it puts the checkpoint in place.",
             )
         if state is not None and state.reason and state.reason != "unloaded":
             error = (
