@@ -40,6 +40,15 @@ ACTIONS = {
 """What to do about errors whose class has no hint of its own, since the hint depends on the case."""
 
 
+SOURCES = {
+    "package": "in the package",
+    "family": "in this repository",
+    "download": "downloaded",
+    "tiny": "made on the spot, not trained",
+    "own": "your own",
+}
+"""Where weights come from, by the word of ``family.toml``."""
+
 OTHERS = (
     (
         "`FORCEGATE_URL`",
@@ -81,7 +90,7 @@ def settings() -> str:
 
 def models(families: Catalogue) -> str:
     """docs/models.md."""
-    sections = [_section(family) for family in families.families.values() if any(not v.hidden for v in family.variants)]
+    sections = [_section(family) for family in families.families.values() if _shown(family)]
     return MODELS + "\n".join(sections)
 
 
@@ -105,45 +114,79 @@ def with_models(readme: str, families: Catalogue) -> str:
     _, closed, after = rest.partition(END)
     if not (opened and closed):
         raise ValueError("README.md has lost the markers of its table of models")
-    rows = [
-        (f"`{v.name}`", v.functional, str(len(v.elements)), _outputs(v), v.licence, v.summary)
-        for v in families.variants.values()
-        if not v.hidden
-    ]
-    table = _table(("model", "functional", "elements", "gives", "licence", "what it is"), rows)
+    head = ("family", "models", "functionals", "elements", "licence of the weights", "weights")
+    rows = [_summary(family) for family in families.families.values() if _shown(family)]
+    table = _table(head, rows)
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
+def _shown(family: Family) -> list[Variant]:
+    return [variant for variant in family.variants if not variant.hidden]
+
+
+def _summary(family: Family) -> tuple[str, ...]:
+    """The family's line in README.md."""
+    variants = _shown(family)
+    functionals = dict.fromkeys(v.functional_of(head) for v in variants for head in v.heads or ("",))
+    sources = dict.fromkeys(SOURCES[v.checkpoint.source] for v in variants)
+    return (
+        family.title,
+        _codes(v.name for v in variants),
+        "; ".join(functionals),
+        str(max(len(v.elements) for v in variants)),
+        ", ".join(dict.fromkeys(v.licence for v in variants)),
+        ", ".join(sources),
+    )
+
+
 def _section(family: Family) -> str:
-    variants = [variant for variant in family.variants if not variant.hidden]
+    variants = _shown(family)
     about = (
         f"## {family.title}\n\nPackage `{family.package}` {family.version}, licence of the code: {family.licence}.\n"
         f"{family.reference}.\n"
     )
-    head = ("model", "aliases", "functional", "training data", "heads", "outputs", "cutoff A", "dtype", "dispersion", "licence")
+    head = ("model", "aliases", "what it is", "functional", "training data", "heads", "further outputs", "charge, spin", "licence")
     rows = [
         (
             f"`{v.name}`",
             _codes(v.aliases),
+            v.summary,
             "; ".join(f"{h}: {v.functional_of(h)}" for h in v.heads) or v.functional,
             v.training_data,
             ", ".join(f"{h} (default)" if h == v.default_head else h for h in v.heads) or "one",
-            _outputs(v),
-            f"{v.cutoff:g}",
-            v.dtype,
-            v.dispersion,
-            v.licence,
+            ", ".join(v.extra_outputs) or "none",
+            _charged(v),
+            v.licence + (f"; to be accepted first: {v.consent}" if v.consent else ""),
         )
         for v in variants
     ]
-    weights = [(f"`{v.name}`", v.summary, f"{len(v.elements)}: {format_elements(v.elements)}", _hash(v)) for v in variants]
-    return "\n".join(
-        [about, _table(head, rows), "", _table(("model", "what it is", "elements", "sha256 of the checkpoint"), weights), ""]
+    technical = (
+        "model",
+        "elements",
+        "cutoff A",
+        "dtype",
+        "dispersion",
+        "checks that it is excused from",
+        "sha256 of the checkpoint",
     )
+    details = [
+        (
+            f"`{v.name}`",
+            f"{len(v.elements)}: {format_elements(v.elements)}",
+            f"{v.cutoff:g}",
+            v.dtype,
+            v.dispersion,
+            "; ".join(f"{check}: {reason}" for check, reason in v.gate.skip.items()) or "none",
+            _hash(v),
+        )
+        for v in variants
+    ]
+    return "\n".join([about, _table(head, rows), "", _table(technical, details), ""])
 
 
-def _outputs(variant: Variant) -> str:
-    return ", ".join(("energy", "forces", "stress", *variant.extra_outputs))
+def _charged(variant: Variant) -> str:
+    known = ", ".join(word for word, uses in (("charge", variant.uses_charge), ("spin", variant.uses_spin)) if uses)
+    return known + (f" (heads {', '.join(variant.charge_heads)})" if variant.charge_heads else "") if known else "no"
 
 
 def _hash(variant: Variant) -> str:
@@ -199,8 +242,11 @@ MODELS = """\
 Generated from the `family.toml` of each family by `python -m docs.generate`. `GET /api/v1/models` says the same of a running
 service, with the state of each model.
 
-A checkpoint with other bytes than those of the table is never loaded. `dispersion` is what is known of the functional: `included`
-in it, or `allowed` to be added to it; no correction is added yet.
+Every model gives energy, forces and, where it has one, stress. A checkpoint with other bytes than those of the table is never
+loaded; where nobody publishes a hash, the one of the first copy is recorded in the state folder and holds from then on.
+`dispersion` is what is known of the functional: `included` in it, `allowed` or `recommended` to be added to it, or `forbidden`; no
+correction is added yet. A check that a model is excused from is one of its readiness gate ([architecture.md](architecture.md)),
+with the reason.
 
 """
 
