@@ -15,8 +15,9 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 
 from forcegate import errors
 from forcegate.connection import Connection, extra_outputs, new_request_id
+from forcegate.dispersion import CHOICES
 from forcegate.retries import Attempts
-from forcegate.structure import from_atoms
+from forcegate.structure import Structure, from_atoms
 
 
 def results_of(answer: Mapping[str, np.ndarray], atoms: int) -> dict[str, Any]:
@@ -51,7 +52,8 @@ class ForcegateCalculator(Calculator):
         timeout: seconds for one calculation, waiting and retries included.
         connect_timeout: seconds to wait for a service or a model that has never answered this calculator.
         compute: what every call computes. ``("energy",)`` saves the forces where only energies are used (Monte Carlo).
-        dispersion: ``none``; the dispersion models are not served yet.
+        dispersion: ``none``; ``d3bj`` adds the served D3(BJ) correction of the model's functional; ``auto`` adds it where the
+            model's policy recommends it.
 
     Raises:
         ForcegateError: on calculation, the typed error of the model or of the service (``forcegate.errors``).
@@ -73,11 +75,10 @@ class ForcegateCalculator(Calculator):
         compute: Sequence[str] = ("energy", "forces", "stress"),
         dispersion: str = "none",
     ) -> None:
-        if dispersion != "none":
-            raise errors.DispersionNotSupported(
-                f"dispersion={dispersion!r} is not available yet.",
-                "Leave it out, or add ase's or simple-dftd3's calculator with SumCalculator.",
-            )
+        if dispersion not in CHOICES:
+            raise errors.InvalidRequest(f"dispersion={dispersion!r} is not known.", f"It is one of {', '.join(CHOICES)}.")
+        self.dispersion = dispersion
+        self._correction: Connection | None = None
         self.connection = Connection(model, address)
         self.timeout = timeout
         self.connect_timeout = connect_timeout
@@ -93,7 +94,7 @@ class ForcegateCalculator(Calculator):
     @property
     def provenance(self) -> dict[str, str]:
         """Where the numbers come from: model, head, checkpoint_sha256, functional, package and more, as the service states it."""
-        return self.connection.provenance(self.parameters["head"], self._attempts())
+        return self.connection.provenance(self.parameters["head"], self._attempts(), self.dispersion)
 
     def set(self, **parameters: Any) -> dict[str, Any]:
         """Changes ``model`` or ``head``; the results of the former one are dropped."""
@@ -138,16 +139,32 @@ class ForcegateCalculator(Calculator):
         outputs = self._compute - set(self.results) - (set() if structure.pbc.all() else {"stress"})
         request_id = new_request_id()
         try:
+            attempts = self._attempts()
             request = self.connection.request([structure], sorted(outputs), self.parameters["head"], request_id)
-            answer = self.connection.infer(request, self._attempts())
+            answer = self.connection.infer(request, attempts)
+            self._correct(answer, structure, request_id, attempts)
         except errors.ForcegateError as error:
             error.request_id = request_id
             raise
         self.results |= results_of(answer, len(structure))
 
+    def _correct(self, answer: dict[str, np.ndarray], structure: Structure, request_id: str, attempts: Attempts) -> None:
+        """Adds the dispersion correction to energy, forces and stress, where one was asked for."""
+        name = self.connection.correction(self.parameters["head"], self.dispersion, attempts)
+        outputs = sorted({"energy", "forces", "stress"} & set(answer))
+        if name is None or not outputs:
+            return
+        if self._correction is None or self._correction.model != name:
+            self._correction = Connection(name, self.connection.address)
+        request = self._correction.request([structure], outputs, None, request_id)
+        for output, values in self._correction.infer(request, attempts).items():
+            answer[output] = answer[output] + values
+
     def close(self) -> None:
-        """Ends the connection; a later calculation opens a new one."""
+        """Ends the connections; a later calculation opens new ones."""
         self.connection.close()
+        if self._correction is not None:
+            self._correction.close()
 
     def __enter__(self) -> ForcegateCalculator:
         return self

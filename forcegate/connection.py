@@ -19,6 +19,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from forcegate import contract, errors
+from forcegate.dispersion import correction
 from forcegate.retries import Attempts, Process
 from forcegate.structure import Structure
 from forcegate.tensors import pack
@@ -102,8 +103,12 @@ class Connection:
         Raises:
             ForcegateError: the typed error of the last attempt.
         """
-        answer = self._answer(lambda left: self.stub.ModelInfer(request, timeout=left), attempts)
-        return decode(answer)
+
+        def send(left: float) -> service_pb2.ModelInferResponse:
+            request.model_name = self.model  # the canonical name, once an alias has turned out to be one
+            return self.stub.ModelInfer(request, timeout=left)
+
+        return decode(self._answer(send, attempts))
 
     def _answer(self, call: Callable[[float], _Answer], attempts: Attempts) -> _Answer:
         while True:
@@ -162,14 +167,28 @@ class Connection:
         self._parameters = found
         return found
 
-    def provenance(self, head: str | None, attempts: Attempts) -> dict[str, str]:
-        """Where the answers of ``head`` come from, with the keys of a REST answer's ``provenance``."""
+    def provenance(self, head: str | None, attempts: Attempts, asked: str = "none") -> dict[str, str]:
+        """Where the answers of ``head`` come from, with the keys of a REST answer's ``provenance``; ``asked`` is for dispersion."""
         known = self.parameters(attempts)
         head = head or known.get("default_head", "")
         provenance = {"model": self.model, "head": head} | {name: known.get(name, "") for name in PROVENANCE}
-        provenance["dispersion"] = "included" if known.get("dispersion") == "included" else "none"
-        provenance["functional"] = json.loads(known.get("head_functionals") or "{}").get(head, provenance["functional"])
+        policy, provenance["functional"] = self._policy(head, known)
+        included = "included" if policy == "included" else "none"
+        provenance["dispersion"] = self.correction(head, asked, attempts) or included
         return provenance
+
+    def correction(self, head: str | None, asked: str, attempts: Attempts) -> str | None:
+        """The served dispersion model to be added to the answers of ``head``, or None; see ``forcegate.dispersion``."""
+        if asked == "none":
+            return None
+        known = self.parameters(attempts)
+        return correction(self.model, *self._policy(head or known.get("default_head", ""), known), asked)
+
+    def _policy(self, head: str, known: Mapping[str, str]) -> tuple[str, str]:
+        """Dispersion policy and functional of one head."""
+        policies = json.loads(known.get("head_dispersion") or "{}")
+        functionals = json.loads(known.get("head_functionals") or "{}")
+        return policies.get(head, known.get("dispersion", "none")), functionals.get(head, known.get("functional", ""))
 
     def _read_parameters(self, timeout: float) -> dict[str, str]:
         answer = self.stub.ModelConfig(service_pb2.ModelConfigRequest(name=self.model), timeout=timeout)

@@ -1,7 +1,7 @@
 """D3 dispersion with the damping of Becke and Johnson, by the simple-dftd3 library: energy, forces and stress, periodic.
 
-Two-body terms alone (s9 = 0), which is what "D3(BJ)" stands for in VASP (IVDW = 12), torch-dftd and the models' own calculators; the
-library's default would add the three-body term of Axilrod, Teller and Muto.
+Two-body terms alone (s9 = 0), which is what "D3(BJ)" stands for in VASP (IVDW = 12) and in torch-dftd; the library's own
+default would add the three-body term of Axilrod, Teller and Muto.
 """
 
 from __future__ import annotations

@@ -315,6 +315,6 @@ def test_every_status_has_a_type(status: grpc.StatusCode, text: str, kind: type[
     assert type(typed(Failure(), "m", "127.0.0.1:8001")) is kind
 
 
-def test_dispersion_is_not_silently_left_out() -> None:
-    with pytest.raises(errors.DispersionNotSupported):
-        ForcegateCalculator("m", dispersion="d3bj")
+def test_a_dispersion_that_does_not_exist_is_refused_at_once() -> None:
+    with pytest.raises(errors.InvalidRequest, match="d4"):
+        ForcegateCalculator("m", dispersion="d4")

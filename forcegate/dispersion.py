@@ -1,0 +1,57 @@
+"""Which dispersion correction belongs to a model: the rule that gateway and calculator share.
+
+A model's policy says what was in its training data. ``allowed`` and ``recommended`` models were trained on a functional without
+dispersion, so that D3(BJ) with its damping may be added. ``included`` ones have it in their numbers already: adding it would count
+it twice. ``forbidden`` and ``none`` ones cannot take it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from forcegate.errors import DispersionNotSupported
+
+CHOICES = ("auto", "none", "d3bj")
+"""``auto`` adds the correction where the model's policy recommends it."""
+
+DAMPINGS = ("pbe", "r2scan", "pbesol", "rpbe", "revpbe", "scan", "blyp", "b3lyp", "pbe0", "hse06")
+"""Functionals with a served correction, ``d3bj-<name>`` (forcefields/dftd3)."""
+
+
+def correction(model: str, policy: str, functional: str, asked: str) -> str | None:
+    """The served model whose answers are to be added, or None for no correction.
+
+    Args:
+        model: name of the force field, for the message.
+        policy: its policy (``none``, ``allowed``, ``recommended``, ``included``, ``forbidden``), for the head that is used.
+        functional: the functional of that head, such as ``PBE(+U)``.
+        asked: one of ``CHOICES``.
+
+    Raises:
+        DispersionNotSupported: D3 was asked for, and adding it would be wrong. It is never left out in silence.
+    """
+    if asked == "none" or (asked == "auto" and policy != "recommended"):
+        return None
+    if policy == "included":
+        raise DispersionNotSupported(
+            f"{model} was trained on energies that hold dispersion ({functional}): adding D3 would count it twice.",
+            'Ask with "dispersion": "none" or "auto".',
+        )
+    if policy not in ("allowed", "recommended"):
+        raise DispersionNotSupported(
+            f"No dispersion correction belongs to {model} ({functional}).", 'Ask with "dispersion": "none".'
+        )
+    damping = damping_of(functional)
+    if damping is None:
+        raise DispersionNotSupported(
+            f"There is no D3(BJ) damping here for the functional of {model}, {functional}.",
+            f"There is one for {', '.join(DAMPINGS)}.",
+        )
+    return f"d3bj-{damping}"
+
+
+def damping_of(functional: str) -> str | None:
+    """The name in ``DAMPINGS`` that a functional such as ``PBE(+U), VASP 54 potentials`` begins with."""
+    found = re.match(r"[A-Za-z0-9]+", functional)
+    name = found.group().lower() if found else ""
+    return name if name in DAMPINGS else None
