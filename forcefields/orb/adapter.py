@@ -17,7 +17,7 @@ import torch
 from orb_models.forcefield import pretrained
 from orb_models.forcefield.atomic_system import SystemConfig
 from orb_models.forcefield.base import AtomGraphs
-from orb_models.forcefield.featurization_utilities import compute_pbc_radius_graph
+from orb_models.forcefield.featurization_utilities import compute_pbc_radius_graph, map_to_pbc_cell
 from orb_models.forcefield.load import load_forcefield_state_dict
 
 from forcefields.base import ForceField, Graph, Normalised, Result
@@ -94,14 +94,15 @@ class Orb(ForceField):
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """Second atoms and images with the package's choice among equally near neighbours, as in a perfect crystal.
 
-        The energy depends on the choice. The package's search does not find all neighbours in strongly skewed cells; None then.
+        The energy depends on the choice, which is made of the structure as it was sent. The package's search does not find all
+        neighbours in strongly skewed cells; None then.
         """
         original = structure.original
-        molecule = original is not None and not original.pbc.any()
-        searched: Structure = original if original is not None and molecule else structure
-        edges, vectors, images = compute_pbc_radius_graph(
-            positions=torch.from_numpy(searched.positions),
-            cell=torch.from_numpy(np.zeros((3, 3)) if molecule else searched.cell),
+        searched: Structure = structure if original is None or original.pbc.any() != original.pbc.all() else original
+        positions, cell = torch.from_numpy(searched.positions), torch.from_numpy(searched.cell * searched.pbc[:, None])
+        edges, vectors, _ = compute_pbc_radius_graph(
+            positions=map_to_pbc_cell(positions, cell) if searched.pbc.any() else positions,
+            cell=cell,
             pbc=torch.from_numpy(searched.pbc),
             radius=self.cutoff,
             max_number_neighbors=self._most,
@@ -112,8 +113,9 @@ class Orb(ForceField):
         )
         if not np.array_equal(edges[0].numpy(), first) or not np.allclose(vectors.norm(dim=1).numpy(), distance, atol=1e-3):
             return None
-        shifts = np.zeros((len(first), 3), dtype=np.int64) if molecule else images.numpy().round().astype(np.int64)
-        return edges[1].numpy(), shifts
+        second = edges[1].numpy()
+        apart = structure.positions[second] - structure.positions[first]
+        return second, np.rint((vectors.numpy() - apart) @ np.linalg.inv(structure.cell)).astype(np.int64)
 
     def evaluate(self, graphs: Sequence[Graph], outputs: frozenset[str]) -> list[Result]:
         """One forward pass over all graphs and, for conservative forces or stress, one backward pass."""

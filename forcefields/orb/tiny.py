@@ -9,7 +9,7 @@ import torch
 from forcefields import catalogue
 from forcefields.orb.adapter import architecture
 
-SPREAD = 40.0
+SPREAD = 15.0
 """eV per atom, of the random energies: with the package's 1.4 the forces of random weights are too small to test anything."""
 
 

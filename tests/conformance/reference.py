@@ -6,7 +6,9 @@ arrays to an ``.npz`` file: energy in eV, forces in eV/A, stress in eV/A^3, magm
 
 from __future__ import annotations
 
+import importlib
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,10 @@ from tests.conformance import cases
 QUANTITIES = ("energy", "forces", "stress", "magmoms")
 
 
-def calculator(variant: str, head: str) -> Any:
-    """The package's calculator for its own model of that name."""
+def calculator(variant: str, head: str, checkpoint: Path | None = None) -> Any:
+    """The package's calculator for its own model of that name, or around a tiny checkpoint."""
+    if variant.startswith("tiny-"):
+        return package(variant).calculator(variant, head, checkpoint)
     if variant == "lj-argon":
         from ase.calculators.lj import LennardJones
 
@@ -43,22 +47,27 @@ def evaluate(calculator: Any, atoms: Atoms) -> dict[str, np.ndarray]:
     return {name: np.array(calculator.results[name], dtype=float) for name in QUANTITIES if name in calculator.results}
 
 
-def references(variant: str, head: str, names: list[str]) -> dict[str, np.ndarray]:
+def references(variant: str, head: str, names: list[str], checkpoint: Path | None = None) -> dict[str, np.ndarray]:
     """The package's answers for the cases as they are, and for their equivalents where the table asks for one."""
     family = family_of(variant)
-    package = calculator(variant, head)
+    its_own = calculator(variant, head, checkpoint)
     arrays = {}
     for case in names:
         row = cases.reference(family, case)
         for kind in {row.kind} if row.hopeless else {"package", row.kind}:
-            for quantity, array in evaluate(package, cases.equivalent(family, case, kind)).items():
+            for quantity, array in evaluate(its_own, cases.equivalent(family, case, kind)).items():
                 arrays[f"{case}/{kind}/{quantity}"] = array
     return arrays
 
 
 def family_of(variant: str) -> str:
     """The family of a variant, without the catalogue."""
-    return "lennard_jones" if variant == "lj-argon" else variant.partition("-")[0]
+    return "lennard_jones" if variant == "lj-argon" else variant.removeprefix("tiny-").partition("-")[0]
+
+
+def package(variant: str) -> Any:
+    """The module of ``tests.conformance.packages`` that knows the package of a tiny variant."""
+    return importlib.import_module(f"tests.conformance.packages.{family_of(variant)}")
 
 
 def main() -> None:
