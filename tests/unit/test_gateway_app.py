@@ -147,7 +147,9 @@ def test_a_long_body_is_refused_without_being_read(play: Callable[..., None]) ->
 def test_more_work_than_there_is_room_for_is_refused_at_once(play: Callable[..., None]) -> None:
     async def scene(gateway: httpx.AsyncClient) -> None:
         started = time.monotonic()
-        response = await gateway.post("/api/v1/multi_model", json={"model_names": ["chgnet", "sevennet-0", "lj-argon"], "atoms": ARGON})
+        response = await gateway.post(
+            "/api/v1/multi_model", json={"model_names": ["chgnet", "sevennet-0", "lj-argon"], "atoms": ARGON}
+        )
         is_error(response, 400, "invalid_request")
         assert time.monotonic() - started < 1
 
