@@ -244,9 +244,8 @@ service, with the state of each model.
 
 Every model gives energy, forces and, where it has one, stress. A checkpoint with other bytes than those of the table is never
 loaded; where nobody publishes a hash, the one of the first copy is recorded in the state folder and holds from then on.
-`dispersion` is what is known of the functional: `included` in it, `allowed` or `recommended` to be added to it, or `forbidden`; no
-correction is added yet. A check that a model is excused from is one of its readiness gate ([architecture.md](architecture.md)),
-with the reason.
+`dispersion` says whether a correction may be added ([physics.md](physics.md)). A check that a model is excused from is one of its
+readiness gate ([architecture.md](architecture.md)), with the reason.
 
 """
 
