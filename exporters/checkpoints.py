@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
+import errno
 import os
 import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+from exporters import family_python, records
+from exporters.sources import Staged
 from forcefields.catalogue import RECORD, Catalogue, Family, Variant
-from forcefields.verification import sha256, verify_checkpoint
+from forcefields.verification import how_to_place, sha256, verify_checkpoint
 from forcegate.errors import CheckpointMismatch, CheckpointMissing, SetupError
+
+Bring = Callable[[Variant, Path], Staged]
+"""Brings the checkpoint of a variant, which belongs at that path."""
 
 
 def location(repository: Path, variant: Variant) -> Path:
@@ -19,106 +23,155 @@ def location(repository: Path, variant: Variant) -> Path:
     return repository / variant.name / "1" / variant.checkpoint.file
 
 
-def place(catalogue: Catalogue, variant: Variant, repository: Path, environments: Path, state: Path) -> Path:
+def place(
+    catalogue: Catalogue, variant: Variant, repository: Path, environments: Path, state: Path, bring: Bring | None = None
+) -> str:
     """Puts the checkpoint in place unless it is there already; whatever is there has to have the right bytes.
 
     The hash of a checkpoint that nobody publishes one for is recorded in the state folder the first time.
 
+    Args:
+        bring: fetches what no package holds. The service gives none: it never downloads by itself.
+
     Returns:
-        The path of the verified file.
+        Where the checkpoint came from, or an empty string when it was in place.
 
     Raises:
-        CheckpointMissing: the source does not exist.
+        CheckpointMissing: the source does not exist, or has to be fetched and nobody may.
         CheckpointMismatch: the file in place, or the source, has other bytes. Neither is replaced in silence.
-        SetupError: the file cannot be written.
+        SetupError: the file cannot be fetched or written.
     """
     target = location(repository, variant)
-    family = catalogue.family_of(variant)
-    if variant.checkpoint.source == "tiny" and not (target.exists() and variant.checkpoint.sha256):
-        _record(variant, _make(family, variant, target, environments), state)
-        return target
+    known = variant.checkpoint.sha256
+    if variant.checkpoint.source == "tiny" and not (target.exists() and known):
+        _make(catalogue.family_of(variant), variant, target, environments)
+        _record(variant, target, state)
+        return f"made by tiny.py of {variant.family}"
+    came_from = ""
     if not target.exists():
-        _copy(_verified_source(family, variant, environments), target)
-    verify_checkpoint(target, variant)
-    return target
+        staged = _staged(catalogue.family_of(variant), variant, target, environments, bring)
+        _verify_source(variant, staged)
+        _put(staged, target)
+        came_from = staged.told
+    if known:
+        verify_checkpoint(target, variant)
+    else:
+        _record(variant, target, state)
+    return came_from
 
 
-def _verified_source(family: Family, variant: Variant, environments: Path) -> Path:
-    source = _source(family, variant, environments)
-    if not source.exists():
-        raise CheckpointMissing(
-            f"The source of {variant.name}'s checkpoint is missing: {variant.checkpoint.path} "
-            f"of {variant.checkpoint.module or variant.family} (sha256 {variant.checkpoint.sha256}).",
-            "Remove the family's environment and run `make serve` again.",
-        )
-    if (found := sha256(source)) != variant.checkpoint.sha256:
-        raise CheckpointMismatch(
-            f"{source.name} for {variant.name} should have sha256 {variant.checkpoint.sha256}, it has {found}.",
-            "The installed package is not the pinned one: remove the family's environment and run `make serve` again.",
-        )
-    return source
+def forget(variant: Variant, repository: Path, state: Path) -> None:
+    """Takes back a checkpoint that has just been recorded for the first time and turned out to be unreadable."""
+    _discard(location(repository, variant))
+    records.update(state / RECORD, lambda hashes: hashes.pop(variant.name, None))
 
 
-def _source(family: Family, variant: Variant, environments: Path) -> Path:
+def copy(source: Path, target: Path) -> None:
+    """A copy that is either whole or not there; it takes the place of what an interrupted run has left.
+
+    Raises:
+        SetupError: no room, or no permission.
+    """
+    _discard(target)
+    _put(Staged(source, ours=False, told=""), target)
+
+
+def move(source: Path, target: Path) -> None:
+    """The same, without leaving the source behind."""
+    _put(Staged(source, ours=True, told=""), target)
+
+
+def _staged(family: Family, variant: Variant, target: Path, environments: Path, bring: Bring | None) -> Staged:
     checkpoint = variant.checkpoint
     if checkpoint.source == "family":
-        return family.folder / checkpoint.path
+        return Staged(family.folder / checkpoint.path, ours=False, told=f"{family.name}/{checkpoint.path} of this repository")
     if checkpoint.source == "package":
         # Found on disk and not by import: importing the package takes seconds, and runs in another Python.
         environment = environments / family.environment
         found = sorted(environment.glob(f"lib/python3*/site-packages/{checkpoint.module}"))
-        return (found[0] if found else environment) / checkpoint.path
+        path = (found[0] if found else environment) / checkpoint.path
+        return Staged(path, ours=False, told=f"{checkpoint.path} of the package {family.package} {family.version}")
+    if checkpoint.source == "download" and bring is not None:
+        return bring(variant, target)
+    if checkpoint.source in ("download", "own"):
+        raise CheckpointMissing(
+            f"The checkpoint of {variant.name} is not on this machine: {target} "
+            f"({f'sha256 {checkpoint.sha256}' if checkpoint.sha256 else 'its hash is recorded when it is first exported'}).",
+            how_to_place(variant),
+        )
     raise SetupError(f"{variant.name}: the checkpoint source {checkpoint.source!r} is not known.", "Correct family.toml.")
 
 
-def _make(family: Family, variant: Variant, target: Path, environments: Path) -> Path:
+def _verify_source(variant: Variant, staged: Staged) -> None:
+    checkpoint = variant.checkpoint
+    if not staged.path.exists():
+        raise CheckpointMissing(
+            f"The source of {variant.name}'s checkpoint is missing: {checkpoint.path} "
+            f"of {checkpoint.module or variant.family} (sha256 {checkpoint.sha256}).",
+            "Run `forcegate env build --again` for its environment.",
+        )
+    if checkpoint.sha256 and (found := sha256(staged.path)) != checkpoint.sha256:
+        if staged.ours:
+            _discard(staged.path)
+        raise CheckpointMismatch(
+            f"{staged.path.name} for {variant.name} should have sha256 {checkpoint.sha256}, it has {found}.",
+            f"It came from {staged.told}, which is not what the catalogue was made for. Nothing of it was kept."
+            if staged.ours
+            else f"The installed package is not the pinned one: run `forcegate env build --again {variant.family}`.",
+        )
+
+
+def _make(family: Family, variant: Variant, target: Path, environments: Path) -> None:
     """Has the family's own environment make a tiny checkpoint of the real architecture."""
     partial = _partial(target)
-    command = [str(environments / family.environment / "bin" / "python"), "-m", "forcefields.make_tiny"]
-    result = subprocess.run(
-        [*command, variant.name, str(partial)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    python = environments / family.environment / "bin" / "python"
+    result = family_python.run(python, "forcefields.make_tiny", variant.name, str(partial))
     if result.returncode or not partial.exists():
         _discard(partial)
         raise SetupError(f"The tiny checkpoint {variant.name} could not be made: {result.stderr.strip()[-400:]}", "")
     _discard(target)
     os.replace(partial, target)
-    return target
 
 
 def _record(variant: Variant, path: Path, state: Path) -> None:
-    record = state / RECORD
-    with (state / f".{RECORD}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        hashes = json.loads(record.read_text()) if record.is_file() else {}
-        hashes[variant.name] = sha256(path)
-        partial = _partial(record)
-        partial.write_text(json.dumps(dict(sorted(hashes.items())), indent=2))
-        os.replace(partial, record)
+    found = sha256(path)
+    records.update(state / RECORD, lambda hashes: hashes.update({variant.name: found}))
 
 
-def _copy(source: Path, target: Path) -> None:
-    """A copy that is either whole or not there."""
+def _put(staged: Staged, target: Path) -> None:
     partial = _partial(target)
     try:
-        if source.is_dir():
-            shutil.copytree(source, partial)
-        else:
-            shutil.copyfile(source, partial)
-        os.replace(partial, target)
-    except OSError as error:
+        if not (staged.ours and _moved(staged.path, target)):
+            if staged.path.is_dir():
+                shutil.copytree(staged.path, partial)
+            else:
+                shutil.copyfile(staged.path, partial)
+            os.replace(partial, target)
+    except (OSError, shutil.Error) as error:
         _discard(partial)
-        raise SetupError(
-            f"The checkpoint {target.name} cannot be written: {error.strerror}.", "Make room or check permissions."
-        ) from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)[:200]
+        raise SetupError(f"The checkpoint {target.name} cannot be written: {why}.", "Make room or check permissions.") from None
+
+
+def _moved(source: Path, target: Path) -> bool:
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    return True
 
 
 def _partial(target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """A name beside ``target`` for what is being written; what an interrupted run left there is removed."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for path in target.parent.glob(f".*.{target.name}"):
+            if not Path(f"/proc/{path.name.split('.')[1]}").exists():
+                _discard(path)
+    except OSError as error:
+        raise SetupError(f"{target.parent} cannot be written: {error.strerror}.", "Make room or check permissions.") from None
     return target.with_name(f".{os.getpid()}.{target.name}")
 
 

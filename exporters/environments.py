@@ -6,7 +6,6 @@ at once wait for each other.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,11 +14,12 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from exporters.lock import locked
 from forcefields.catalogue import Family
 from forcegate.errors import SetupError
 
@@ -69,17 +69,22 @@ def of_triton(root: Path) -> Environment:
     return Environment(TRITON, root / "triton_configs" / "requirements.txt", project=False)
 
 
+def stamp(environment: Environment, root: Path) -> dict[str, Any]:
+    """What the environment was built from, and in how many seconds; empty where it is not there or was not finished."""
+    try:
+        found = json.loads((root / "environments" / environment.name / STAMP).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def complete(environment: Environment, root: Path) -> bool:
     """Whether the environment is there and up to date."""
-    try:
-        stamp = json.loads((root / "environments" / environment.name / STAMP).read_text())
-    except (OSError, ValueError):
-        return False
-    return bool(stamp["fingerprint"] == environment.fingerprint(root))
+    return bool(stamp(environment, root).get("fingerprint") == environment.fingerprint(root))
 
 
-def ensure(environment: Environment, root: Path, say: Say) -> bool:
-    """Builds an environment unless it is complete.
+def ensure(environment: Environment, root: Path, say: Say, again: bool = False) -> bool:
+    """Builds an environment unless it is complete; ``again`` builds it in any case.
 
     Returns:
         Whether it was built.
@@ -87,10 +92,11 @@ def ensure(environment: Environment, root: Path, say: Say) -> bool:
     Raises:
         SetupError: no uv, no disk, no network, no libpython: one sentence each.
     """
-    if complete(environment, root):
+    if complete(environment, root) and not again:
         return False
-    with _locked(root / "environments" / f".{environment.name}.lock", say, environment.name):
-        if complete(environment, root):
+    waiting = f"environment {environment.name}: another process is building it, waiting"
+    with locked(root / "environments" / f".{environment.name}.lock", say, waiting):
+        if complete(environment, root) and not again:
             return False
         _build(environment, root, say)
     return True
@@ -144,6 +150,16 @@ def site_packages(folder: Path) -> Path:
     return next(iter(sorted(folder.glob("lib/python3*/site-packages"))), folder / "lib")
 
 
+def size(folder: Path) -> int:
+    """Bytes of disk that an environment takes. uv links files from its cache, so several environments may share them."""
+    seen: dict[tuple[int, int], int] = {}
+    for path, _folders, files in os.walk(folder):
+        for name in files:
+            found = os.lstat(os.path.join(path, name))
+            seen[found.st_dev, found.st_ino] = found.st_blocks * 512
+    return sum(seen.values())
+
+
 def check(environment: Environment, root: Path) -> None:
     """Makes sure that an environment can be loaded from; Triton 2.51 hangs for ever on one without libpython.
 
@@ -152,11 +168,15 @@ def check(environment: Environment, root: Path) -> None:
     """
     folder = root / "environments" / environment.name
     if not complete(environment, root):
-        raise SetupError(f"The environment {environment.name} is not built.", "Run `make serve`.")
+        raise SetupError(
+            f"The environment {environment.name} is not built, or from other pins than now.",
+            f"Run `forcegate env build {environment.name}`.",
+        )
     library = folder / "lib" / _libpython().name
     if not library.exists():
         raise SetupError(
-            f"The environment {environment.name} has no {library.name}.", f"Remove {folder} and run `make serve` again."
+            f"The environment {environment.name} has no {library.name}.",
+            f"Run `forcegate env build --again {environment.name}`.",
         )
 
 
@@ -225,15 +245,3 @@ def _enough_disk(folder: Path, need: float) -> None:
         raise SetupError(
             f"Only {free:.1f} GB of disk are free; building this environment takes up to {need:.1f} GB.", "Make room and try again."
         )
-
-
-@contextmanager
-def _locked(path: Path, say: Say, name: str) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"environment {name}: another process is building it, waiting")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from exporters import checkpoints, environments, repository
+from exporters.lock import locked
 from forcefields import catalogue as catalogues
-from forcefields.catalogue import Catalogue
+from forcefields.catalogue import Catalogue, Variant
+from forcefields.verification import sha256
 from forcegate.errors import CheckpointMismatch, CheckpointMissing
 
 FOREIGN = "model_repository"
@@ -15,6 +18,8 @@ FOREIGN = "model_repository"
 
 def prepare(root: Path, state: Path, catalogue: Catalogue, names: list[str], say: environments.Say) -> Catalogue:
     """Builds what the named variants need. A checkpoint that is missing or differs is told and costs that variant alone.
+
+    Nothing is downloaded but packages: fetching weights is ``forcegate export``'s.
 
     Returns:
         The catalogue with the hashes that were recorded on the way.
@@ -29,16 +34,45 @@ def prepare(root: Path, state: Path, catalogue: Catalogue, names: list[str], say
     for environment in dict.fromkeys([environments.of_triton(root), *of_families]):
         environments.ensure(environment, root, say)
         environments.check(environment, root)
-    own, foreign = root / "model_repository", state / FOREIGN
-    at_home = {variant.name for variant in repository.own_variants(catalogue)}
+    adopt(catalogue, root, state)
     for variant in variants:
-        target = own if variant.name in at_home else foreign
-        try:
-            checkpoints.place(catalogue, variant, target, root / "environments", state)
-        except (CheckpointMissing, CheckpointMismatch) as error:
-            say(f"{variant.name}: {error}")
+        with locked(lock(state, variant.name), say, f"{variant.name}: another process is exporting it, waiting"):
+            try:
+                checkpoints.place(catalogue, variant, home(catalogue, variant, root, state), root / "environments", state)
+            except (CheckpointMissing, CheckpointMismatch) as error:
+                say(f"{variant.name}: {error}")
     # Read again: placing a checkpoint may have recorded its hash.
     catalogue = catalogues.load()
-    for path in repository.write(catalogue, own) + repository.write_foreign(catalogue, foreign, root / "environments"):
-        say(f"repository: wrote {path.relative_to(path.parents[2] if path.name == 'model.py' else path.parents[1])}")
+    write_repository(catalogue, root, state, say)
     return catalogue
+
+
+def home(catalogue: Catalogue, variant: Variant, root: Path, state: Path) -> Path:
+    """The repository that a variant belongs to: this project's, or the one in the state folder."""
+    own = variant.name in {variant.name for variant in repository.own_variants(catalogue)}
+    return root / "model_repository" if own else state / FOREIGN
+
+
+def adopt(catalogue: Catalogue, root: Path, state: Path) -> None:
+    """Moves checkpoints whose recorded hash has since been checked in; Triton takes no model from two repositories."""
+    for variant in repository.own_variants(catalogue):
+        stray = state / FOREIGN / variant.name
+        if not stray.is_dir():
+            continue
+        source, target = checkpoints.location(state / FOREIGN, variant), checkpoints.location(root / "model_repository", variant)
+        if source.exists() and not target.exists() and sha256(source) == variant.checkpoint.sha256:
+            checkpoints.move(source, target)
+        shutil.rmtree(stray, ignore_errors=True)
+
+
+def lock(state: Path, name: str) -> Path:
+    """The file that is locked while a variant is put in place."""
+    return state / "locks" / name
+
+
+def write_repository(catalogue: Catalogue, root: Path, state: Path, say: environments.Say) -> None:
+    """Brings the configurations in both repositories up to date."""
+    written = repository.write(catalogue, root / "model_repository")
+    written += repository.write_foreign(catalogue, state / FOREIGN, root / "environments")
+    for path in written:
+        say(f"repository: wrote {path.relative_to(path.parents[2] if path.name == 'model.py' else path.parents[1])}")

@@ -136,8 +136,11 @@ def _write(generated: Iterable[tuple[Path, str]], repository: Path) -> list[Path
         path = repository / relative
         if path.is_file() and path.read_text() == text:
             continue
+        # Whole or not there: another export, or Triton itself, may be reading.
+        partial = path.with_name(f".{os.getpid()}.{path.name}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        partial.write_text(text)
+        os.replace(partial, path)
         changed.append(path)
     return changed
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.build import bulk, fcc100, molecule
+from ase.data import chemical_symbols
 
 from forcefields.catalogue import Variant
 from forcegate.structure import Structure, from_atoms
@@ -39,7 +40,24 @@ def structures(variant: Variant) -> dict[str, Structure]:
     for name, atoms in candidates.items():
         if set(atoms.numbers.tolist()) <= set(variant.elements):
             chosen[name] = from_atoms(displaced(atoms))
+    if not any(structure.pbc.all() for structure in chosen.values()):
+        chosen |= {name: from_atoms(displaced(atoms)) for name, atoms in _of_one_element(variant).items()}
     return chosen
+
+
+def _of_one_element(variant: Variant) -> dict[str, Atoms]:
+    """A crystal and a cluster for a variant that knows none of the elements above, such as one tuned for a single element."""
+    for number in variant.elements:
+        symbol = chemical_symbols[number]
+        try:
+            crystal = bulk(symbol)
+        except (KeyError, ValueError, RuntimeError):  # its crystal is of molecules, or ASE knows none
+            continue
+        crystal = crystal.repeat([2, 2, 2]) if len(crystal) == 1 else crystal
+        near = sorted(crystal.get_all_distances(mic=True)[0])[1]
+        cluster = Atoms([symbol] * 3, positions=[(0, 0, 0), (near, 0, 0), (near / 2, 0.9 * near, 0)])
+        return {f"{symbol} crystal": crystal, f"{symbol}3 cluster": cluster}
+    return {}
 
 
 def displaced(atoms: Atoms, amplitude: float = 0.08, strain: float = 0.02) -> Atoms:

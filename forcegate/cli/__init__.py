@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def application() -> typer.Typer:
-    """All commands; ``serve`` only where the service itself is installed."""
+    """All commands; those of the service itself only where it is installed."""
     app = typer.Typer(
         help="Machine-learned force fields, served by NVIDIA Triton.",
         no_args_is_help=True,
@@ -46,10 +46,14 @@ def application() -> typer.Typer:
 
 def _add_serve(app: typer.Typer) -> None:
     try:
+        from forcegate.cli.environments import env
+        from forcegate.cli.export import export
         from forcegate.cli.serve import serve
     except ImportError:  # the extra `serve` is not installed: this machine is a client alone
         return
     app.command()(serve)
+    app.command()(export)
+    app.add_typer(env, name="env")
 
 
 def _options(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -29,6 +30,11 @@ Models = Annotated[list[str], typer.Option("--model", "-m", help="Name of a mode
 def console() -> Console:
     """Where results go."""
     return Console(highlight=False)
+
+
+def wide() -> Console:
+    """Where tables go: as wide as the terminal, and 132 columns in a file or a pipe, where rich would fold them into 80."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 132)
 
 
 def messages() -> Console:

@@ -1,0 +1,53 @@
+"""Licences that somebody has to accept before weights are fetched, and who has accepted which, when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from exporters import records
+from forcefields.catalogue import Variant
+from forcegate.errors import SetupError
+
+RECORD = "consents.json"
+"""File in the state folder: the consents, by family and licence."""
+
+Ask = Callable[[Variant], str]
+"""Asks whoever runs the export; returns how consent was given (``on the terminal``, ``--accept-licence``), empty for a no."""
+
+
+def given(state: Path, variant: Variant) -> dict[str, Any] | None:
+    """The consent that was given on this machine, or None."""
+    found = records.read(state / RECORD).get(_key(variant))
+    return found if isinstance(found, dict) else None
+
+
+def require(state: Path, variant: Variant, ask: Ask) -> None:
+    """Makes sure that the licence of a variant's weights is accepted, where it has to be; asked once for each licence.
+
+    Raises:
+        SetupError: it is not accepted.
+    """
+    if not variant.consent or given(state, variant):
+        return
+    how = ask(variant)
+    if not how:
+        raise SetupError(
+            f"The licence of {variant.name} is not accepted: {variant.licence}. {variant.consent}",
+            f"Read it, and run `forcegate export {variant.name} --accept-licence` if you do.",
+        )
+    entry = {
+        "licence": variant.licence,
+        "consent": variant.consent,
+        "given": datetime.now(UTC).isoformat(timespec="seconds"),
+        "how": how,
+        "for": variant.name,
+    }
+    records.update(state / RECORD, lambda data: data.update({_key(variant): entry}))
+
+
+def _key(variant: Variant) -> str:
+    # The text is in it: consent to a licence is no consent to what it becomes.
+    return f"{variant.family}: {variant.licence}: {variant.consent}"
