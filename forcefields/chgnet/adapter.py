@@ -14,26 +14,12 @@ from sys import stderr
 import numpy as np
 import torch
 from chgnet.model.model import BatchedGraph, CHGNet
-from pymatgen.core import Lattice
-from pymatgen.core import Structure as PymatgenStructure
 
 from forcefields.base import ForceField, Graph, Result
 from forcefields.catalogue import Variant
-from forcefields.neighbours import neighbour_images
+from forcefields.chgnet.graph import crystal_graph
 from forcegate.contract import voigt_from_matrix
 from forcegate.structure import Structure
-
-
-class _Crystal(PymatgenStructure):
-    """A pymatgen structure whose neighbours vesin finds.
-
-    Pymatgen's own search takes memory for every box of the cutoff's width in the cell, empty ones too: 27 GB for a cell of 3000 A,
-    which ends the process.
-    """
-
-    def get_neighbor_list(self, r: float, *_: object, **__: object) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """First atom, second atom, image of the second, distance: what CHGNet's graph converter asks for."""
-        return neighbour_images(Structure(np.array(self.atomic_numbers), self.cart_coords, self.lattice.matrix), r)
 
 
 class CHGNetForceField(ForceField):
@@ -41,6 +27,7 @@ class CHGNetForceField(ForceField):
 
     def __init__(self, model: CHGNet, elements: tuple[int, ...], device: str) -> None:
         self.cutoff = float(model.graph_converter.atom_graph_cutoff)
+        self._bond_cutoff = float(model.graph_converter.bond_graph_cutoff)
         self.elements = elements
         self._model, self._device = model, device
         self._biased = bool(model.model_args.get("mlp_out_bias"))
@@ -52,16 +39,13 @@ class CHGNetForceField(ForceField):
         with redirect_stdout(stderr):
             # As CHGNet.load does: 0.2.0 was trained with a bias in its last layer.
             model = CHGNet.from_file(str(checkpoint), mlp_out_bias=variant.name == "chgnet-0.2.0")
-        model.graph_converter.set_isolated_atom_response("ignore")
         model.to(device).eval().requires_grad_(False)
         # The checkpoint holds no list of elements; the catalogue's is the training set's.
         return cls(model, variant.elements, device)
 
     def graph(self, structure: Structure, head: str) -> Graph:  # noqa: ARG002
-        """The package's atom and bond graph of one structure."""
-        crystal = self._model.graph_converter(
-            _Crystal(Lattice(structure.cell), structure.numbers, structure.positions, coords_are_cartesian=True)
-        )
+        """The atom and bond graph of one structure."""
+        crystal = crystal_graph(structure, self.cutoff, self._bond_cutoff)
         return Graph(crystal, len(structure), len(crystal.atom_graph))
 
     def evaluate(self, graphs: Sequence[Graph], outputs: frozenset[str]) -> list[Result]:
