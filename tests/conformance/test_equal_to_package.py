@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -17,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporters import checkpoints
 from forcefields import catalogue
 from forcegate import evaluate
 from tests.conformance import cases
 from tests.conformance.comparison import ANALYTIC, Tolerance, beyond, deviations
+from tests.conformance.environments import checkpoint_of, run_in
 from tests.conformance.reference import family_of
 from tests.service import ROOT, RunningService
 
@@ -34,15 +32,6 @@ SERVED = [
 IN_PROCESS = ("sevennet-0-22may2024", "sevennet-l3i5", "chgnet-0.2.0", "chgnet-r2scan")
 
 Answers = dict[str, dict[str, Any]]
-
-
-def run_in(family: str, module: str, *arguments: object) -> str:
-    """Runs a module of these tests in a family's environment, and returns what it printed."""
-    command = [str(ROOT / "environments" / family / "bin" / "python"), "-W", "ignore", "-m", f"tests.conformance.{module}"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("FORCEGATE_")} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def read(file: Path) -> Answers:
@@ -135,10 +124,8 @@ def test_served_equals_the_package(variant: str, head: str, case: str, served: A
 
 @pytest.mark.parametrize("variant", IN_PROCESS)
 def test_the_other_variants_equal_the_package(variant: str, folder: Path, table: dict[str, Any]) -> None:
-    families = catalogue.load()
-    checkpoint = checkpoints.place(families, families.resolve(variant), folder, ROOT / "environments")
     file = folder / f"{variant}.npz"
-    run_in(family_of(variant), "in_process", variant, checkpoint, file, *cases.FEW)
+    run_in(family_of(variant), "in_process", variant, checkpoint_of(variant), file, *cases.FEW)
     answers = read(file)
     for case in cases.FEW:
         answer = answers[f"{case}/served"]
