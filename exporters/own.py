@@ -98,10 +98,9 @@ def add(catalogue: Catalogue, own: OwnCheckpoint, state: Path, environments: Pat
             checkpoints.copy(own.path, target)
         return
     checkpoints.copy(own.path, target)
+    arguments = (family.name, str(target.resolve()), json.dumps(entry))
     try:
-        found = family_python.ask(
-            environments, family.environment, "examine", family.name, str(target.resolve()), json.dumps(entry)
-        )
+        found = family_python.ask(environments, family.environment, "examine", *arguments, log=log)
     except family_python.Unreadable as error:
         shutil.rmtree(target.parents[1], ignore_errors=True)
         raise SetupError(

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ase.data import chemical_symbols
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -160,7 +161,7 @@ def _where_to_go(settings: Settings, outcomes: list[Loaded]) -> Iterator[str]:
     yield f"logs     {settings.state / 'logs'}"
     ready = next((outcome.variant for outcome in outcomes if outcome.error is None), None)
     if ready is not None:
-        symbol, half = ("Cu", "1.805") if 29 in ready.elements else ("Ar", "2.63")
+        symbol, half = ("Cu", "1.805") if 29 in ready.elements else (chemical_symbols[ready.elements[0]], "2.63")
         cell = f"[[0, {half}, {half}], [{half}, 0, {half}], [{half}, {half}, 0]]"
         body = EXAMPLE % (ready.name, symbol, cell)
         yield "try      " + f"curl -s {url}/api/v1/single_point -H 'Content-Type: application/json' -d '{body}'"
