@@ -55,9 +55,7 @@ def media_type(scope: Scope) -> MediaType:
     return "json"
 
 
-async def read_body(
-    request: Request, call: Call, admission: Admission, limit: int, receive: Receive | None = None
-) -> bytes:
+async def read_body(request: Request, call: Call, admission: Admission, limit: int, receive: Receive | None = None) -> bytes:
     """The whole body of a request.
 
     Args:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
 
+from forcegate.dispersion import correction
 from forcegate.errors import ForcegateError, InvalidRequest, UnknownHead, UnknownModel, UnsupportedTask
 from forcegate.structure import Structure
 from frontend import merge
@@ -43,11 +45,12 @@ async def single_point(service: Service, task: SinglePoint, call: Call) -> dict[
     Raises:
         ForcegateError: see ``Directory.facts`` and ``Evaluator.evaluate``.
     """
-    facts, head = _model(service, task.model, task.options, call)
+    asked = _asked(service, task.model, task.options.head, task.options)
+    call.model = asked.facts.model
     call.structures, call.atoms = 1, len(task.structure)
     with service.admission.hold(1):
-        result = await _evaluate(service, facts, head, task.structure, task.options, call)
-    result["provenance"] = provenance(facts, head)
+        result = await _evaluate(service, asked, task.structure, task.options, call)
+    result["provenance"] = provenance(asked)
     return _finished(result, call)
 
 
@@ -57,7 +60,8 @@ async def batch(service: Service, task: Batch, call: Call) -> dict[str, Any]:
     Raises:
         ForcegateError: the model cannot be asked, there is no room, or no structure was evaluated for want of a server.
     """
-    facts, head = _model(service, task.model, task.options, call)
+    asked = _asked(service, task.model, task.options.head, task.options)
+    call.model = asked.facts.model
     call.structures = len(task.structures)
     call.atoms = sum(len(entry) for entry in task.structures if isinstance(entry, Structure))
     results: list[dict[str, Any]] = [{}] * len(task.structures)
@@ -68,7 +72,7 @@ async def batch(service: Service, task: Batch, call: Call) -> dict[str, Any]:
             try:
                 if isinstance(entry, ForcegateError):
                     raise entry
-                results[index] = {"index": index, **await _evaluate(service, facts, head, entry, task.options, call)}
+                results[index] = {"index": index, **await _evaluate(service, asked, entry, task.options, call)}
             except ForcegateError as error:
                 failures.append(error)
                 service.metrics.rejected.labels(error.code).inc()
@@ -87,7 +91,7 @@ async def batch(service: Service, task: Batch, call: Call) -> dict[str, Any]:
         "succeeded": len(results) - len(failures),
         "failed": len(failures),
         "results": results,
-        "provenance": provenance(facts, head),
+        "provenance": provenance(asked),
     }
     return _finished(answer, call)
 
@@ -115,10 +119,25 @@ async def multi_model(service: Service, task: MultiModel, call: Call) -> dict[st
     return _finished(answer, call)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A model that can be asked now, its head (empty for the default), and the dispersion model that is added to it."""
+
+    facts: Facts
+    head: str
+    correction: Facts | None
+
+    @property
+    def head_used(self) -> str:
+        """The head that answers; empty for a model with a single one."""
+        return self.head or self.facts.default_head
+
+
 @lru_cache(maxsize=256)
-def provenance(facts: Facts, head: str) -> Shared:
-    """Where an answer comes from; ``head`` is empty for the model's default."""
-    used = head or facts.default_head
+def provenance(asked: Asked) -> Shared:
+    """Where an answer comes from."""
+    facts, used = asked.facts, asked.head_used
+    included = "included" if facts.dispersion_of(used) == "included" else "none"
     return Shared(
         {
             "model": facts.model,
@@ -128,18 +147,19 @@ def provenance(facts: Facts, head: str) -> Shared:
             "dtype": facts.dtype,
             "package": facts.package,
             "package_version": facts.package_version,
-            # No correction is added yet; a model that was made with dispersion in it says so.
-            "dispersion": "included" if facts.dispersion == "included" else "none",
+            "dispersion": included if asked.correction is None else asked.correction.model,
             "licence": facts.licence,
             "training_data": facts.training_data,
         }
     )
 
 
-def _model(service: Service, name: str, options: Options, call: Call) -> tuple[Facts, str]:
+def _asked(service: Service, name: str, head: str, options: Options) -> Asked:
     facts = service.directory.facts(name)
-    call.model = facts.model
-    return facts, _head(facts, options.head)
+    head = _head(facts, head)
+    used = head or facts.default_head
+    added = correction(facts.model, facts.dispersion_of(used), facts.functional_of(used), options.dispersion)
+    return Asked(facts, head, None if added is None else service.directory.facts(added))
 
 
 def _head(facts: Facts, head: str) -> str:
@@ -152,10 +172,16 @@ def _head(facts: Facts, head: str) -> str:
     return head
 
 
-async def _evaluate(
-    service: Service, facts: Facts, head: str, structure: Structure, options: Options, call: Call
-) -> dict[str, Any]:
-    arrays = await service.evaluator.evaluate(facts.model, structure, _outputs(facts, options), head, call)
+async def _evaluate(service: Service, asked: Asked, structure: Structure, options: Options, call: Call) -> dict[str, Any]:
+    facts = asked.facts
+    outputs = ("energy", *(("forces",) if options.forces else ()), *(("stress",) if options.stress else ()))
+    model = service.evaluator.evaluate(facts.model, structure, outputs + facts.extra_outputs, asked.head, call)
+    if asked.correction is None:
+        arrays = await model
+    else:
+        added = service.evaluator.evaluate(asked.correction.model, structure, outputs, "", call)
+        arrays, corrections = await asyncio.gather(model, added)
+        arrays |= {name: arrays[name] + values for name, values in corrections.items()}
     energy = float(arrays["energy"][0])
     forces, stress = arrays.get("forces"), arrays.get("stress")
     result: dict[str, Any] = {
@@ -176,12 +202,6 @@ def _window(task: Batch) -> int:
     return min(WINDOW, len(task.structures), max(2, WINDOW_ATOMS // max(largest, 1)))
 
 
-def _outputs(facts: Facts, options: Options) -> tuple[str, ...]:
-    """Only what is asked for is computed."""
-    asked = ("energy", *(("forces",) if options.forces else ()), *(("stress",) if options.stress else ()))
-    return asked + facts.extra_outputs
-
-
 def _largest_norm(forces: np.ndarray) -> float:
     return float(np.sqrt(np.einsum("ij,ij->i", forces, forces).max()))
 
@@ -195,14 +215,15 @@ def _finished(answer: dict[str, Any], call: Call) -> dict[str, Any]:
 
 async def _one_of_many(service: Service, task: MultiModel, name: str, call: Call) -> tuple[dict[str, Any], merge.Outcome | None]:
     try:
-        facts = service.directory.facts(name)
-        head = _head(facts, task.heads.get(name) or task.heads.get(facts.model) or task.options.head)
-        result = await _evaluate(service, facts, head, task.structure, task.options, call)
-        isolated = await _isolated_atoms(service, facts, head, task.structure.numbers, call) if task.align else {}
+        canonical = service.directory.entry(name).variant.name
+        asked = _asked(service, name, task.heads.get(name) or task.heads.get(canonical) or task.options.head, task.options)
+        result = await _evaluate(service, asked, task.structure, task.options, call)
+        # The correction of an atom alone is zero, so these need none.
+        isolated = await _isolated_atoms(service, asked.facts, asked.head, task.structure.numbers, call) if task.align else {}
     except ForcegateError as error:
         service.metrics.rejected.labels(error.code).inc()
         return {"model": name, "status": "error", "result": None, "error": error.as_dict()}, None
-    source = provenance(facts, head)
+    source = provenance(asked)
     outcome = merge.Outcome(name, source.value["functional"], result["energy"], result["forces"], result["stress"], isolated)
     return {"model": name, "status": "success", "result": {**result, "provenance": source}, "error": None}, outcome
 

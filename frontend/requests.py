@@ -17,7 +17,8 @@ import msgpack
 import numpy as np
 import orjson
 
-from forcegate.errors import DispersionNotSupported, ForcegateError, InvalidRequest, InvalidStructure, StructureTooLarge
+from forcegate.dispersion import CHOICES
+from forcegate.errors import ForcegateError, InvalidRequest, InvalidStructure, StructureTooLarge
 from forcegate.structure import Structure, from_mapping
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 MediaType = Literal["json", "msgpack"]
 Calculation = Literal["single_point", "batch", "multi_model"]
 
-DISPERSIONS = ("auto", "none", "d3bj")
 MAX_MODELS = 16
 """Models that one comparison may name."""
 _NAME_LENGTH = 200
@@ -48,6 +48,7 @@ class Options:
     forces: bool = True
     stress: bool = True
     head: str = ""
+    dispersion: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,6 @@ def decode(calculation: Calculation, body: bytes, media: MediaType, limits: Limi
         InvalidRequest: the body cannot be read, a field is missing or of a wrong type.
         InvalidStructure: (``batch`` keeps it in the structure's place) the atoms cannot be understood.
         StructureTooLarge: (likewise) more atoms than ``limits.max_atoms``.
-        DispersionNotSupported: a dispersion correction was asked for.
     """
     data = loads(body, media)
     if not isinstance(data, Mapping):
@@ -252,14 +252,13 @@ def _check_size(atoms: int, limits: Limits) -> None:
 
 
 def _options(data: Mapping[str, Any]) -> Options:
-    dispersion = data.get("dispersion", "auto")
-    if dispersion is not None and dispersion not in DISPERSIONS:
-        raise InvalidRequest(f"`dispersion` has to be one of {', '.join(DISPERSIONS)}.")
-    if _flag(data, "use_d3", False) or dispersion == "d3bj":
-        raise DispersionNotSupported(
-            "No dispersion correction is served yet, so none can be added to this answer.",
-            'Ask with "dispersion": "none", and add the correction yourself.',
-        )
+    dispersion = data.get("dispersion")
+    if dispersion is not None and dispersion not in CHOICES:
+        raise InvalidRequest(f"`dispersion` has to be one of {', '.join(CHOICES)}.")
+    if _flag(data, "use_d3", False):
+        if dispersion == "none":
+            raise InvalidRequest("`use_d3` is true and `dispersion` is none.", "Leave one of them out.")
+        dispersion = "d3bj"
     head = data.get("head")
     if head is not None and not isinstance(head, str):
         raise InvalidRequest(f"`head` has to be the name of a head, and it is {_kind(head)}.")
@@ -267,6 +266,7 @@ def _options(data: Mapping[str, Any]) -> Options:
         forces=_flag(data, "compute_forces", True),
         stress=_flag(data, "compute_stress", True),
         head=_clean(head or "")[:_NAME_LENGTH],
+        dispersion=dispersion or "auto",
     )
 
 

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from ase.data import chemical_symbols
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from forcegate.dispersion import CHOICES
 from forcegate.errors import BY_CODE
 from forcegate.structure import MAX_ATOMIC_NUMBER, TEXT_FORMATS
-from frontend.requests import DISPERSIONS, MAX_MODELS
+from frontend.requests import MAX_MODELS
 from frontend.triton.directory import STATES
 
 Symbol = Annotated[str, WithJsonSchema({"type": "string", "enum": chemical_symbols[1 : MAX_ATOMIC_NUMBER + 1]})]
@@ -80,8 +81,10 @@ class Options(BaseModel):
     compute_forces: bool = Field(True, description="Whether forces are wanted.")
     compute_stress: bool = Field(True, description="Whether the stress is wanted.")
     head: str | None = Field(None, description="Head, modal or task of a model that has several; its default when left out.")
-    dispersion: Annotated[Any, WithJsonSchema({"enum": [*DISPERSIONS, None]})] = Field(
-        "auto", description="Dispersion correction. None is served yet: `d3bj` is refused, and never left out in silence."
+    dispersion: Annotated[Any, WithJsonSchema({"enum": [*CHOICES, None]})] = Field(
+        "auto",
+        description="`d3bj` adds D3(BJ) with the damping of the model's functional, and is refused where that would be wrong; "
+        "`auto` adds it where the model's policy recommends it; `none` never.",
     )
     use_d3: bool = Field(False, description='The same as `"dispersion": "d3bj"`.')
 
@@ -126,8 +129,9 @@ class Provenance(BaseModel):
     dtype: str = Field(description="Floating-point type of the evaluation.")
     package: str = Field(description="Package that the model runs in.")
     package_version: str = Field(description="Its version.")
-    dispersion: Annotated[str, _words(["none", "included"])] = Field(
-        description="`none`: no correction was added; `included`: the model itself was made with dispersion."
+    dispersion: str = Field(
+        description="`none`: no correction was added; `included`: the model itself was made with dispersion; otherwise the name of "
+        "the served correction that was added, such as `d3bj-pbe`."
     )
     licence: str = Field(description="Licence of the weights.")
     training_data: str = Field(description="What the model was trained on.")

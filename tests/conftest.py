@@ -8,7 +8,7 @@ import pytest
 
 from tests.service import RunningService, serving
 
-MODELS = ("lj-argon", "sevennet-0", "chgnet-0.3.0", "sevennet-mf-0")
+MODELS = ("lj-argon", "sevennet-0", "chgnet-0.3.0", "sevennet-mf-0", "d3bj-pbe")
 
 
 @pytest.fixture(scope="session")

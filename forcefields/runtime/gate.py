@@ -239,9 +239,10 @@ def combination(variant: Variant, family: Family, device: str, threads: str) -> 
     digest = hashlib.sha256()
     for part in (variant, family.version, device, _device_name(device), threads):
         digest.update(repr(part).encode())
-    for folder in (HERE, HERE.parent / "forcegate", family.folder):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.read_bytes())
+    # What every family shares, and this family's own: a change in another one is no reason to measure this one again.
+    shared = [*HERE.glob("*.py"), *(HERE / "runtime").glob("*.py"), *(HERE.parent / "forcegate").glob("*.py")]
+    for path in sorted([*shared, *family.folder.glob("*.py")]):
+        digest.update(path.read_bytes())
     digest.update(family.requirements.read_bytes() if family.requirements.is_file() else b"")
     return digest.hexdigest()
 

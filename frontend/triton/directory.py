@@ -50,7 +50,12 @@ class Facts:
     dtype: str
     extra_outputs: tuple[str, ...]
     dispersion: str
+    head_dispersion: tuple[tuple[str, str], ...]
     licence: str
+
+    def dispersion_of(self, head: str) -> str:
+        """The dispersion policy of ``head``; the model's own where heads do not differ in it."""
+        return dict(self.head_dispersion).get(head, self.dispersion)
 
     def functional_of(self, head: str) -> str:
         """The functional that ``head`` was trained on; the model's own where heads do not differ in it."""
@@ -77,6 +82,7 @@ class Facts:
             dtype=values["dtype"],
             extra_outputs=_words(values.get("extra_outputs", "")),
             dispersion=values["dispersion"],
+            head_dispersion=tuple(json.loads(values.get("head_dispersion") or "{}").items()),
             licence=values["licence"],
         )
 

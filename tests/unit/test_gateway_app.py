@@ -98,7 +98,7 @@ def test_every_error_has_one_form(play: Callable[..., None]) -> None:
         is_error(await gateway.post("/api/v1/single_point", content=b"{"), 400, "invalid_request")
         is_error(await gateway.post("/api/v1/batch", data={"a": "b"}), 400, "unsupported_media_type")
         is_error(await gateway.post("/api/v1/single_point", json=SINGLE | {"model_name": "x"}), 404, "unknown_model")
-        is_error(await gateway.post("/api/v1/single_point", json=SINGLE | {"use_d3": True}), 422, "dispersion_not_supported")
+        is_error(await gateway.post("/api/v1/single_point", json=SINGLE | {"dispersion": "d4"}), 400, "invalid_request")
         is_error(await gateway.post("/api/v1/single_point", json=SINGLE), 503, "model_not_ready")
         is_error(
             await gateway.post("/api/v1/multi_model", json={"model_names": ["chgnet"], "task": "optimization", "atoms": ARGON}),

@@ -14,7 +14,6 @@ import pytest
 from forcegate.errors import (
     BodyTooLarge,
     DeadlineExceeded,
-    DispersionNotSupported,
     ForcegateError,
     InvalidRequest,
     InvalidStructure,
@@ -137,10 +136,23 @@ def test_a_lone_surrogate_in_a_name_can_be_written_out_again() -> None:
     orjson.dumps(caught.value.as_dict())
 
 
-@pytest.mark.parametrize("change", [{"use_d3": True}, {"dispersion": "d3bj"}])
-def test_dispersion_is_never_left_out_in_silence(change: dict[str, object]) -> None:
-    with pytest.raises(DispersionNotSupported):
-        single(BODY | change)
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "auto"),
+        ({"dispersion": None}, "auto"),
+        ({"dispersion": "none"}, "none"),
+        ({"dispersion": "d3bj"}, "d3bj"),
+        ({"use_d3": True}, "d3bj"),
+    ],
+)
+def test_use_d3_of_older_clients_is_d3bj(change: dict[str, object], expected: str) -> None:
+    assert single(BODY | change).options.dispersion == expected
+
+
+def test_dispersion_that_contradicts_itself_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="use_d3"):
+        single(BODY | {"use_d3": True, "dispersion": "none"})
 
 
 def test_too_many_atoms_are_refused_before_the_arrays_are_built() -> None:
