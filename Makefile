@@ -30,10 +30,13 @@ bench: $(STAMP) ## served against in-process: JSON and plots in benchmarks/resul
 lint: $(STAMP) ## formatting, style and types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
+docs: $(STAMP) ## write the generated documents anew
+	@$(BIN)/python -m docs.generate && $(BIN)/python -m frontend.documentation && $(BIN)/python -m exporters.repository
+
 clean: ## remove everything that was built
 	rm -rf environments var
 
-$(STAMP): pyproject.toml requirements/gateway.txt Makefile
+$(STAMP): pyproject.toml requirements/gateway.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: no $(PYTHON) on this machine. Set PYTHON=... to the one to use."; exit 1; }
 	@echo "environment uv: installing uv $(UV_VERSION)"
 	@test -x environments/uv/bin/uv || { $(PYTHON) -m venv environments/uv && environments/uv/bin/pip install --quiet uv==$(UV_VERSION) \

@@ -112,15 +112,15 @@ class Metrics:
         )
         self.requests = Counter("forcegate_requests", "Requests answered.", ("route", "method", "status"), registry=registry)
         self.rejected = Counter(
-            "forcegate_rejected", "Requests and structures answered with an error.", ("code",), registry=registry
+            "forcegate_gateway_rejected", "Requests and structures answered with an error.", ("code",), registry=registry
         )
         self.requests_in_flight = Gauge("forcegate_requests_in_flight", "Requests being answered.", registry=registry)
         self.structures_in_flight = Gauge("forcegate_structures_in_flight", "Structures being evaluated.", registry=registry)
         self.batch = Histogram(
-            "forcegate_batch_structures", "Structures per request.", ("route",), buckets=_STRUCTURES, registry=registry
+            "forcegate_gateway_structures", "Structures per request.", ("route",), buckets=_STRUCTURES, registry=registry
         )
         self.evaluation = Histogram(
-            "forcegate_evaluation_seconds",
+            "forcegate_gateway_evaluation_seconds",
             "Time that one structure took in Triton, its queue and retries included.",
             ("model",),
             buckets=_SECONDS,

@@ -68,6 +68,8 @@ class Service:
         Raises:
             SetupError: it ended, or did not answer in time; the end of its log is in the message.
         """
+        # Regions of a server that was killed together with its supervisor; the ports are free, so nobody uses them.
+        triton.clean_up(self._settings, [])
         await self._triton.start(triton.command(self._settings, self._foreign), triton.environment(self._settings))
         deadline = time.monotonic() + START_SECONDS
         while not await self._control.ready():

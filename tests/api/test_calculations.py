@@ -221,8 +221,8 @@ def test_metrics_of_the_gateway(gateway: httpx.Client) -> None:
     for series in (
         'forcegate_request_seconds_bucket{le="1.0",model="lj-argon",route="/api/v1/single_point"}',
         'forcegate_requests_total{method="POST",route="/api/v1/batch",status="200"}',
-        'forcegate_batch_structures_bucket{le="8.0",route="/api/v1/batch"}',
-        'forcegate_evaluation_seconds_count{model="lj-argon"}',
+        'forcegate_gateway_structures_bucket{le="8.0",route="/api/v1/batch"}',
+        'forcegate_gateway_evaluation_seconds_count{model="lj-argon"}',
         'forcegate_model_ready{model="lj-argon"} 1.0',
         "forcegate_structures_in_flight 0.0",
     ):

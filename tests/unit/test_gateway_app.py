@@ -176,7 +176,7 @@ def test_labels_of_metrics_are_templates_and_known_names(play: Callable[..., Non
         assert not any(word in text for word in ("one-of-many", "typo", "INVENTED"))
         assert 'route="unmatched"' in text
         assert 'route="/api/v1/models/{name}"' in text
-        assert 'forcegate_rejected_total{code="unknown_model"} 2.0' in text
+        assert 'forcegate_gateway_rejected_total{code="unknown_model"} 2.0' in text
 
     play(scene)
 
