@@ -20,8 +20,10 @@ def run_in(family: str, module: str, *arguments: object) -> str:
 
 
 def checkpoint_of(variant: str) -> Path:
-    """A variant's checkpoint where the package has installed it; whoever loads it verifies its bytes."""
+    """A variant's checkpoint where its package, or its family, has it; whoever loads it verifies its bytes."""
     families = catalogue.load()
     found = families.resolve(variant)
+    if found.checkpoint.source == "family":
+        return families.family_of(found).folder / found.checkpoint.path
     packages = ROOT / "environments" / families.family_of(found).environment
     return next(packages.glob(f"lib/python3*/site-packages/{found.checkpoint.module}")) / found.checkpoint.path
