@@ -18,7 +18,7 @@ from forcefields import catalogue
 from forcefields.catalogue import Family, Variant, variant_from
 from forcefields.runtime import gate, golden, loading
 from forcefields.runtime.engine import Engine
-from forcefields.runtime.settings import ModelSettings
+from forcefields.runtime.settings import ModelSettings, keep_out_of_home
 from forcefields.verification import verify_package
 from forcegate.errors import EnvironmentBroken, ForcegateError, GateFailed
 
@@ -86,6 +86,7 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {"check": check, "examine":
 def main() -> None:
     """Runs one command and writes what it gave: ``result``, or ``error`` as it crosses Triton, or ``unreadable``."""
     command, answer, *arguments = sys.argv[1:]
+    keep_out_of_home(ModelSettings.from_environment().state)
     told: dict[str, Any]
     try:
         told = {"result": COMMANDS[command](*arguments)}

@@ -21,7 +21,7 @@ from forcefields.runtime.batch import Job
 from forcefields.runtime.engine import Engine
 from forcefields.runtime.journal import Journal
 from forcefields.runtime.metrics import Metrics
-from forcefields.runtime.settings import ModelSettings
+from forcefields.runtime.settings import ModelSettings, keep_out_of_home
 from forcegate import contract, jsonlog, tensors
 from forcegate.errors import ForcegateError, ModelNotReady
 
@@ -37,6 +37,7 @@ class TritonPythonModel:
         name = args["model_name"]
         self._settings = ModelSettings.from_environment()
         jsonlog.configure(self._settings.log_level, process="model", model=name)
+        keep_out_of_home(self._settings.state)
         _exit_with_parent()
         try:
             self._load(name, args, started)

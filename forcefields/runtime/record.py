@@ -11,10 +11,12 @@ from pathlib import Path
 from forcefields import catalogue
 from forcefields.runtime import gate, golden, loading
 from forcefields.runtime.engine import Engine
+from forcefields.runtime.settings import ModelSettings, keep_out_of_home
 
 
 def main() -> None:
     """Evaluates the golden structures of each variant, runs the whole gate, and records the energies when it passed."""
+    keep_out_of_home(ModelSettings.from_environment().state)
     families = catalogue.load()
     for name in sys.argv[1:]:
         variant = families.resolve(name)

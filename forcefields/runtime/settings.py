@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,18 @@ class ModelSettings:
     def as_environment(self) -> dict[str, str]:
         """The variables that ``from_environment`` reads."""
         return {f"FORCEGATE_{name.upper()}": str(value) for name, value in vars(self).items()}
+
+
+def keep_out_of_home(state: Path) -> None:
+    """Points the caches and settings that packages write into the user's home, some of them on import, below the state folder.
+
+    For processes that load a family's package and nothing else; called before the import.
+    """
+    home = (state / "home").resolve()
+    for name in [name for name in os.environ if name.startswith("XDG_")]:
+        del os.environ[name]
+    os.environ["HOME"] = str(home)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("the state folder cannot be written", extra={"error": str(error)})

@@ -300,6 +300,10 @@ REFERENCES: dict[str, dict[str, Reference]] = {
             "package", "float32: the package is 1.4e-4 eV/A from itself in float64, and 2e-4 after a translation", forces=3e-4
         ),
     },
+    "fairchem": {
+        "slab TTF, c = 0": Reference("vacuum", "the package refuses a cell without volume"),
+        "far fragments": Reference("vacuum", "the package's float32 positions resolve 5e-4 A there"),
+    },
     "orb": {
         **dict.fromkeys(("slab TTF", "slab TTF, c = 0", "slab TFT", "slab TTF in xz", "slab of Al", "wire FTF"), _PARTLY),
         "far fragments": Reference("vacuum", "the package's float32 positions resolve 5e-4 A there"),

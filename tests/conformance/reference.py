@@ -17,6 +17,8 @@ from ase import Atoms
 from tests.conformance import cases
 
 QUANTITIES = ("energy", "forces", "stress", "magmoms")
+FAMILIES = {"lj": "lennard_jones", **dict.fromkeys(("uma", "esen", "allscaip"), "fairchem")}
+"""Of variants whose name does not begin with their family's."""
 
 
 def calculator(variant: str, head: str, checkpoint: Path | None = None) -> Any:
@@ -62,7 +64,8 @@ def references(variant: str, head: str, names: list[str], checkpoint: Path | Non
 
 def family_of(variant: str) -> str:
     """The family of a variant, without the catalogue."""
-    return "lennard_jones" if variant == "lj-argon" else variant.removeprefix("tiny-").partition("-")[0]
+    name = variant.removeprefix("tiny-").partition("-")[0]
+    return FAMILIES.get(name, name)
 
 
 def package(variant: str) -> Any:
