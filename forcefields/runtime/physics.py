@@ -133,8 +133,10 @@ def _cell(structure: Structure) -> None:
     if lengths.min() < MIN_HEIGHT:
         axis = np.flatnonzero(structure.pbc)[int(np.argmin(lengths))]
         raise InvalidCell(f"The structure is periodic along lattice vector {axis + 1}, which is {lengths.min():g} A long.")
-    # The smallest distance between opposite faces of the parallelepiped (2D: edges) that the periodic vectors span.
-    if (1.0 / np.linalg.norm(np.linalg.pinv(vectors), axis=0)).min() < MIN_HEIGHT:
+    # The smallest distance between opposite faces of the parallelepiped (2D: edges) that the periodic vectors span. It is at most
+    # sqrt(3) times the smallest singular value; where that is zero the pseudo-inverse says nothing, it just leaves it out.
+    collapsed = np.linalg.svd(vectors, compute_uv=False).min() < MIN_HEIGHT / 2
+    if collapsed or (1.0 / np.linalg.norm(np.linalg.pinv(vectors), axis=0)).min() < MIN_HEIGHT:
         raise InvalidCell("The periodic lattice vectors are not independent: they lie in one plane or on one line.")
 
 
