@@ -44,8 +44,11 @@ class Metrics:
             histogram.observe(value)
         for atoms in report.tally.pass_atoms:
             self._pass_atoms.observe(atoms)
-        self._memory.increment(report.tally.out_of_memory)
-        self._bisections.increment(report.tally.bisections)
+        # Every call crosses to the server and back, a tenth of a millisecond: nothing is told that has not happened.
+        if report.tally.out_of_memory:
+            self._memory.increment(report.tally.out_of_memory)
+        if report.tally.bisections:
+            self._bisections.increment(report.tally.bisections)
         for code, count in report.rejected.items():
             if code not in self._rejected:
                 self._rejected[code] = self._rejected_family.Metric(labels={**self._labels, "code": code})
