@@ -35,7 +35,7 @@ def require(state: Path, variant: Variant, ask: Ask) -> None:
     how = ask(variant)
     if not how:
         raise SetupError(
-            f"The licence of {variant.name} is not accepted: {variant.licence}. {variant.consent}",
+            f"The licence of {variant.name} is not accepted: {terms(variant)}",
             f"Read it, and run `forcegate export {variant.name} --accept-licence` if you do.",
         )
     entry = {
@@ -46,6 +46,12 @@ def require(state: Path, variant: Variant, ask: Ask) -> None:
         "for": variant.name,
     }
     records.update(state / RECORD, lambda data: data.update({_key(variant): entry}))
+
+
+def terms(variant: Variant) -> str:
+    """The licence and what has to be accepted in it, for a person to read."""
+    text = variant.consent if variant.licence in variant.consent else f"{variant.licence}. {variant.consent}"
+    return text if text.endswith(".") else f"{text}."
 
 
 def _key(variant: Variant) -> str:

@@ -33,7 +33,8 @@ ATTEMPTS = 3
 PAUSE = 0.5
 """Seconds before the first new attempt; each further one waits twice as long."""
 REDIRECTS = 8
-CHUNK = 1 << 20
+BUFFER = 1 << 18
+"""Bytes that may be lost when the process is killed."""
 SPARE_DISK = 50_000_000
 """Bytes that a download leaves free."""
 
@@ -165,9 +166,9 @@ def _transfer(source: Source, partial: _Partial, progress: Progress, say: Say) -
                 f"{source.name}: fetching {_mb(total) if total else 'it'}" + (f", {_mb(have)} are there" if partial.resumed else "")
             )
             _enough_disk(source, partial, total)
-            with partial.path.open("ab") as file:
+            with partial.path.open("ab", buffering=BUFFER) as file:
                 done = file.tell()
-                for chunk in response.iter_raw(CHUNK):
+                for chunk in response.iter_raw():
                     file.write(chunk)
                     done += len(chunk)
                     progress(source.name, done, total)

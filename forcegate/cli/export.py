@@ -123,7 +123,9 @@ def _ask(variant: Variant, accept: bool) -> str:
         return "--accept-licence"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return ""
-    messages().print(f"[bold]{variant.name}[/]: {escape(variant.licence)}. {escape(variant.consent)}", soft_wrap=True)
+    from exporters.consent import terms
+
+    messages().print(f"[bold]{variant.name}[/]: {escape(terms(variant))}", soft_wrap=True)
     return "on the terminal" if typer.confirm("Do you accept this licence?", default=False, err=True) else ""
 
 
@@ -170,7 +172,7 @@ def _show(outcomes: list[Outcome]) -> None:
     out.print(table)
     for outcome in outcomes:
         if outcome.error is not None:
-            report(outcome.error, outcome.name)
+            report(outcome.error, "" if outcome.name in outcome.error.detail else outcome.name)
     if good := [outcome.name for outcome in outcomes if outcome.error is None]:
         out.print(f"Serve with: forcegate serve -m {','.join(good)}", soft_wrap=True)
     if any(outcome.error is not None for outcome in outcomes):
