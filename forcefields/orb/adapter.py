@@ -53,6 +53,8 @@ class Orb(ForceField):
         self._model, self._device = model, device
         self._dtype = getattr(torch, variant.dtype)
         self._most = int(model.system_config.max_num_neighbors)
+        # In float32, as the package adds them, totals of all-electron energies jump by more than a chemical bond changes.
+        self._isolated = _array(model.heads["energy"].reference.linear.weight).reshape(-1)
         self._conditioned = model.model.conditioner is not None
         self._torque_free = not variant.direct_forces or not model.heads["forces"].remove_torque_for_nonpbc_systems
         self._evaluate = self._direct if variant.direct_forces else self._conservative
@@ -120,7 +122,8 @@ class Orb(ForceField):
     def evaluate(self, graphs: Sequence[Graph], outputs: frozenset[str]) -> list[Result]:
         """One forward pass over all graphs and, for conservative forces or stress, one backward pass."""
         energy, forces, stress = self._evaluate(self._batch(graphs), bool(outputs & {"forces", "stress"}))
-        results = [Result(float(value)) for value in _array(energy).reshape(-1)]
+        isolated = [self._isolated[graph.payload.structure.numbers].sum() for graph in graphs]
+        results = [Result(float(value)) for value in _array(energy) + isolated]
         if forces is not None:
             ends = np.cumsum([graph.atoms for graph in graphs])
             for result, graph, end in zip(results, graphs, ends, strict=True):
@@ -137,7 +140,7 @@ class Orb(ForceField):
             strain = None
             if gradients:
                 batch.edge_features["vectors"], strain, _ = batch.compute_differentiable_edge_vectors(use_rotation=False)
-            energy = self._model.heads["energy"].predict(self._model.model(batch)["node_features"], batch)
+            energy = self._interaction(self._model.model(batch)["node_features"], batch)
             if self._model.pair_repulsion:
                 energy = energy + self._model.pair_repulsion_fn(batch)["energy"]
             if strain is None:
@@ -145,11 +148,24 @@ class Orb(ForceField):
             force, virial = torch.autograd.grad(energy.sum(), [batch.positions, strain])
         return energy, -force, virial if self._model.has_stress else None
 
-    def _direct(self, batch: AtomGraphs, gradients: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:  # noqa: ARG002
+    def _direct(self, batch: AtomGraphs, gradients: bool) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Energies, forces and stresses, each from its own head."""
         with torch.inference_mode():
-            answer = self._model.predict(batch)
-        return answer["energy"], answer["forces"], answer.get("stress")
+            features = self._model.model(batch)["node_features"]
+            found = {"energy": self._interaction(features, batch)}
+            if gradients:
+                wanted = [name for name in ("forces", "stress") if name in self._model.heads]
+                found |= {name: self._model.heads[name].predict(features, batch) for name in wanted}
+            if self._model.pair_repulsion:
+                repulsion = self._model.pair_repulsion_fn(batch)
+                found = {name: value + repulsion[name] for name, value in found.items()}
+        return found["energy"], found.get("forces"), found.get("stress")
+
+    def _interaction(self, features: torch.Tensor, batch: AtomGraphs) -> torch.Tensor:
+        """Energies without those of the isolated atoms."""
+        head = self._model.heads["energy"]
+        energy: torch.Tensor = head.normalizer.inverse(head(features, batch)).reshape(-1)
+        return energy * batch.n_node if head.atom_avg else energy
 
     def _of_molecule(self, structure: Normalised, forces: np.ndarray) -> np.ndarray:
         """Direct forces do not turn a molecule as a whole: the package's correction, but in float64 and per structure."""

@@ -285,6 +285,7 @@ class Reference:
 
 
 AS_IT_IS = Reference("package", "the package is right")
+_CLUSTER = Reference("vacuum", "the package takes what is not periodic in all three directions for a cluster")
 _PARTLY = Reference("vacuum", "the package refuses what is periodic in some directions alone")
 _SINGULAR = Reference("vacuum", "the package raises: it divides by a cell vector of zero length")
 
@@ -300,6 +301,9 @@ REFERENCES: dict[str, dict[str, Reference]] = {
             "package", "float32: the package is 1.4e-4 eV/A from itself in float64, and 2e-4 after a translation", forces=3e-4
         ),
     },
+    "mace": {
+        "far fragments": Reference("vacuum", "the package's neighbour search takes 8 GB", hopeless=True),
+    },
     "fairchem": {
         "slab TTF, c = 0": Reference("vacuum", "the package refuses a cell without volume"),
         "far fragments": Reference("vacuum", "the package's float32 positions resolve 5e-4 A there"),
@@ -308,6 +312,10 @@ REFERENCES: dict[str, dict[str, Reference]] = {
         **dict.fromkeys(("slab TTF", "slab TTF, c = 0", "slab TFT", "slab TTF in xz", "slab of Al", "wire FTF"), _PARTLY),
         "far fragments": Reference("vacuum", "the package's float32 positions resolve 5e-4 A there"),
         "left-handed cell": Reference("right-handed", "the stress of the direct pair repulsion has the wrong sign"),
+    },
+    "matgl": {
+        **dict.fromkeys(("slab TTF", "slab TTF, c = 0", "slab TFT", "slab TTF in xz", "slab of Al", "wire FTF"), _CLUSTER),
+        "far fragments": Reference("vacuum", "the package's float32 positions resolve 5e-4 A there"),
     },
     "sevennet": {
         "far fragments": Reference("vacuum", "the package's neighbour search takes 35 s and 8 GB", hopeless=True),

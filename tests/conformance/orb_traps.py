@@ -23,6 +23,7 @@ from forcefields.runtime.gate import Gate
 from forcefields.runtime.physics import normalise
 from forcegate.structure import from_atoms
 from tests.conformance import cases
+from tests.conformance.packages.orb import calculator
 from tests.conformance.tiny import engine
 
 
@@ -53,6 +54,32 @@ def molecules(direct: Engine) -> dict[str, float]:
         "torque of carbon dioxide": torque(direct, molecule("CO2")),
         "relative torque of far fragments": torque(direct, far) / lever,
         "far fragments are near fragments": abs(answer(direct, far)[0] - answer(direct, cases.near_fragments())[0]) / len(far),
+    }
+
+
+def all_electrons(omol: Engine, checkpoint: Path, folder: Path) -> dict[str, float]:
+    """The gate's forces where isolated atoms have the energies of all their electrons, as in OMol25: thousands of eV.
+
+    -20.8 Z^(7/3) eV is the statistical atom's, L. H. Thomas, Proc. Camb. Phil. Soc. 23, 542 (1927).
+    """
+    weights = torch.load(checkpoint)
+    weights["heads.energy.reference.linear.weight"] = -20.8 * torch.arange(118.0) ** (7 / 3)
+    torch.save(weights, folder / "electrons.ckpt")
+    heavy = Engine(Orb.load(folder / "electrons.ckpt", omol.variant, "cpu"), omol.variant, omol.limits)
+    return {"forces with all electrons": Gate(heavy, None)._forces()[0]}
+
+
+def double(conservative: Engine, checkpoint: Path) -> dict[str, float]:
+    """float64 against the package's own, and against float32."""
+    variant = replace(conservative.variant, dtype="float64")
+    energy, forces = answer(Engine(Orb.load(checkpoint, variant, "cpu"), variant, conservative.limits), cases.perovskite())
+    package = calculator(variant.name, "", checkpoint, precision="float64")
+    package.calculate(cases.perovskite())
+    Orb.load(checkpoint, conservative.variant, "cpu")  # sets the process back to float32
+    single = answer(conservative, cases.perovskite())[0]
+    return {
+        "float64": max(abs(energy - package.results["energy"]), float(np.abs(forces - package.results["forces"]).max())),
+        "float64 and float32": abs(energy - single),
     }
 
 
@@ -95,7 +122,7 @@ def main() -> None:
     families = catalogue.load()
     conservative, path = engine(families.resolve("tiny-orb-conservative"), folder)
     direct, its_path = engine(families.resolve("tiny-orb-direct"), folder)
-    omol, _ = engine(families.resolve("tiny-orb-omol"), folder)
+    omol, omol_path = engine(families.resolve("tiny-orb-omol"), folder)
     weights = {key: value for key, value in torch.load(its_path).items() if not key.startswith("heads.forces.")}
     torch.save(weights, folder / "headless.ckpt")
     try:
@@ -108,6 +135,8 @@ def main() -> None:
         json.dumps(
             molecules(direct)
             | cap(conservative, path)
+            | all_electrons(omol, omol_path, folder)
+            | double(conservative, path)
             | skewed(conservative)
             | {"refused": refused, "radical without a spin": abs(answer(omol, radical)[0] - answer(omol, doublet)[0])}
         )

@@ -80,6 +80,16 @@ def test_the_cap_makes_the_energy_jump(traps: dict[str, float]) -> None:
     assert traps["forces with 20 neighbours"] > 2e-2
 
 
+def test_energies_of_all_electrons(traps: dict[str, float]) -> None:
+    """Totals of 70 000 eV, in which float32 has steps of 0.008 eV: forces are still the differences of energies."""
+    assert traps["forces with all electrons"] < 5e-3
+
+
+def test_float64(traps: dict[str, float]) -> None:
+    assert traps["float64"] < 1e-8
+    assert 1e-9 < traps["float64 and float32"] < 1e-4
+
+
 def test_a_strongly_skewed_cell(traps: dict[str, float]) -> None:
     """The same crystal in a skewed cell is the same; the package's search loses neighbours there."""
     assert traps["skewed cell"] < 1e-5

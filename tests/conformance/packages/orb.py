@@ -21,7 +21,7 @@ CASES = {
 SMALL = {"latent_dim": 16, "base_mlp_hidden_dim": 16, "base_mlp_depth": 1, "head_mlp_hidden_dim": 16, "head_mlp_depth": 1}
 
 
-def calculator(variant: str, head: str, checkpoint: Path) -> Any:  # noqa: ARG001
+def calculator(variant: str, head: str, checkpoint: Path, precision: str = "float32-highest") -> Any:  # noqa: ARG001
     """``ORBCalculator``, as the package's own functions set it up, around a tiny checkpoint."""
     from orb_models.forcefield import pretrained
     from orb_models.forcefield.atomic_system import SystemConfig
@@ -47,6 +47,4 @@ def calculator(variant: str, head: str, checkpoint: Path) -> Any:  # noqa: ARG00
         "tiny-orb-v2": (pretrained.orb_v2_architecture, 20, {}),
     }[variant]
     model = build(num_message_passing_steps=2, device="cpu", system_config=SystemConfig(6.0, neighbours), **further)
-    return Calculator(
-        pretrained.load_model(model, str(checkpoint), "cpu", precision="float32-highest", compile=False), device="cpu"
-    )
+    return Calculator(pretrained.load_model(model, str(checkpoint), "cpu", precision=precision, compile=False), device="cpu")
