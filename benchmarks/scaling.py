@@ -19,7 +19,7 @@ def by_clients(settings: Settings, model: str, clients: tuple[int, ...], seconds
 
     Args:
         clients: numbers of clients, in growing order.
-        seconds: about how long each run takes; every client has two turns at least.
+        seconds: about how long each run takes; every client has two turns at least, or one where two would take ten times as long.
     """
     variant = catalogue.load().resolve(model)
     address = settings.grpc_address
@@ -35,7 +35,8 @@ def by_clients(settings: Settings, model: str, clients: tuple[int, ...], seconds
     for name, loop in (("grpc", grpc), ("rest", rest)):
         rate = loop(8, 1).structures_per_second
         for number in clients:
-            run = loop(max(2 * number, int(rate * seconds), 4), number)
+            turns = 2 if 2 * number < 10 * seconds * rate else 1
+            run = loop(max(turns * number, int(rate * seconds), 4), number)
             rate = max(rate, run.structures_per_second)
             results.append(
                 {
