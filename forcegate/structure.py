@@ -23,7 +23,6 @@ TEXT_FORMATS: dict[str, str] = {
     "pdb": "proteindatabank",
     "gen": "gen",
     "xsf": "xsf",
-    "aims": "aims",
 }
 """Formats of ``{"format": ..., "text": ...}`` and the ASE reader behind each. Plain-text formats alone: ASE's trajectory and
 JSON readers can build arbitrary objects and stay out. ``optimade`` is read here."""
@@ -157,11 +156,15 @@ def read_text(text: Any, file_format: Any) -> Atoms:
         raise InvalidStructure(f"The {name} text holds no structure.", "Send a file with one structure.")
     # ASE keeps the first kind of atom of every site, and half an atom as a whole one.
     if any(share != 1 for site in (atoms.info.get("occupancy") or {}).values() for share in site.values()):
-        raise InvalidStructure(
-            f"The {name} text describes a disordered structure: sites are occupied partly or by several elements.",
-            "Send one ordered structure, such as pymatgen's OrderDisorderedStructureTransformation gives.",
-        )
+        raise _disordered(name)
     return atoms
+
+
+def _disordered(file_format: str) -> InvalidStructure:
+    return InvalidStructure(
+        f"The {file_format} text describes a disordered structure: sites are occupied partly or by several elements.",
+        "Send one ordered structure, such as pymatgen's OrderDisorderedStructureTransformation gives.",
+    )
 
 
 def _read_optimade(text: str) -> Atoms:
@@ -172,6 +175,8 @@ def _read_optimade(text: str) -> Atoms:
         entry = entry.get("data", entry)
         entry = entry[0] if isinstance(entry, list) else entry
         attributes = entry.get("attributes", entry)
+        if any(len(kind["chemical_symbols"]) != 1 or kind.get("concentration", [1]) != [1] for kind in attributes["species"]):
+            raise _disordered("optimade")
         elements = {species["name"]: species["chemical_symbols"][0] for species in attributes["species"]}
         return Atoms(
             [elements[site] for site in attributes["species_at_sites"]],
