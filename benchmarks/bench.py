@@ -101,7 +101,7 @@ def _clients(model: str, quick: bool) -> tuple[int, ...]:
 def _effort(atoms: int, quick: bool) -> Effort:
     if quick:
         return Effort(served=64, alone=32, one_by_one=8, rounds=2, pack_atoms=(128,))
-    return Effort(rounds=5) if atoms <= 8 else Effort(served=64, alone=16, one_by_one=6, rounds=4)
+    return Effort(rounds=5) if atoms <= 8 else Effort(served=64, alone=16, one_by_one=8, rounds=4)
 
 
 def _machine() -> dict[str, Any]:

@@ -25,6 +25,9 @@ PACK_ATOMS = (32, 64, 128, 256, 512)
 class Effort:
     """How long to measure.
 
+    The numbers of structures are multiples of the number of crystals: the crystals differ in density, and so in cost, and every way
+    has to get the same mixture.
+
     Attributes:
         served: structures in one served run; the 32 clients have them all in flight at least twice.
         alone: structures in one in-process run.
@@ -34,9 +37,14 @@ class Effort:
 
     served: int = 96
     alone: int = 32
-    one_by_one: int = 12
+    one_by_one: int = 16
     rounds: int = 4
     pack_atoms: tuple[int, ...] = PACK_ATOMS
+
+    def __post_init__(self) -> None:
+        for count in (self.served, self.alone, self.one_by_one):
+            if count % len(structures.CRYSTALS):
+                raise ValueError(f"{count} is not a multiple of {len(structures.CRYSTALS)}, the number of crystals")
 
 
 def compare(settings: Settings, worker: Worker, model: str, atoms: int, effort: Effort) -> dict[str, Any]:

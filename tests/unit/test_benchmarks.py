@@ -128,6 +128,12 @@ def test_structures_are_of_the_model_s_elements_and_all_different(name: str) -> 
     assert all(np.array_equal(a.positions, b.positions) for a, b in zip(given, again, strict=True))
 
 
+def test_every_way_gets_the_same_mixture_of_crystals() -> None:
+    """Twelve structures of eight crystals would count the dense MgO twice and CaO once."""
+    with pytest.raises(ValueError, match="multiple"):
+        throughput.Effort(one_by_one=12)
+
+
 def test_a_mixture_goes_round_the_sizes() -> None:
     mixed = structures.mixture(catalogue.load().resolve("chgnet-0.3.0"), (8, 16, 32), 7)
     assert [len(atoms) for atoms in mixed] == [8, 16, 32, 8, 16, 32, 8]
