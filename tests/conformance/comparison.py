@@ -12,7 +12,7 @@ from forcegate.contract import voigt_from_matrix
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest deviations: energy in eV per atom, forces in eV/A, stress in eV/A^3, magnetic moments in mu_B.
+    """Largest deviations: energy in eV per atom, forces in eV/A, stress in eV/A^3, magmoms in mu_B, energies of atoms in eV.
 
     The defaults are what float32 leaves: relative rounding of 6e-8, some hundred operations deep.
     """
@@ -21,6 +21,7 @@ class Tolerance:
     forces: float = 1e-4
     stress: float = 1e-5
     magmoms: float = 1e-4
+    energies: float = 1e-5
 
 
 ANALYTIC = Tolerance(energy=1e-10, forces=1e-10, stress=1e-10)

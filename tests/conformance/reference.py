@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +41,25 @@ def calculator(variant: str, head: str, checkpoint: Path | None = None) -> Any:
     return SevenNetCalculator({"0-22may2024": "7net-0_22may2024"}.get(name, f"7net-{name}"), device="cpu", modal=head or None)
 
 
-def evaluate(calculator: Any, atoms: Atoms) -> dict[str, np.ndarray]:
+def evaluate(calculator: Any, atoms: Atoms, quantities: Sequence[str] = QUANTITIES) -> dict[str, np.ndarray]:
     """What the calculator says, or the error that it raises."""
     try:
         calculator.calculate(atoms, ["energy", "forces", "stress"])
     except Exception as error:  # that it raises is a finding, and is kept
         return {"error": np.array(f"{type(error).__name__}: {error}")}
-    return {name: np.array(calculator.results[name], dtype=float) for name in QUANTITIES if name in calculator.results}
+    return {name: np.array(calculator.results[name], dtype=float) for name in quantities if name in calculator.results}
 
 
 def references(variant: str, head: str, names: list[str], checkpoint: Path | None = None) -> dict[str, np.ndarray]:
     """The package's answers for the cases as they are, and for their equivalents where the table asks for one."""
     family = family_of(variant)
     its_own = calculator(variant, head, checkpoint)
+    further = getattr(package(variant), "FURTHER", ()) if variant.startswith("tiny-") else ()
     arrays = {}
     for case in names:
         row = cases.reference(family, case)
         for kind in {row.kind} if row.hopeless else {"package", row.kind}:
-            for quantity, array in evaluate(its_own, cases.equivalent(family, case, kind)).items():
+            for quantity, array in evaluate(its_own, cases.equivalent(family, case, kind), (*QUANTITIES, *further)).items():
                 arrays[f"{case}/{kind}/{quantity}"] = array
     return arrays
 

@@ -16,6 +16,8 @@ CASES = {
 PRECISE = ("tiny-mace-omat", "tiny-mace-multihead", "tiny-mace-omol")
 """Compared with the package in float64: omol is served so; the repulsion of the others, which the service evaluates in float64
 always, leaves noise of 0.001 eV/A in the package's float32 forces where two atoms are at the sum of their covalent radii."""
+FURTHER = ("energies",)
+"""What its calculator says besides energy, forces and stress."""
 
 
 def calculator(variant: str, head: str, checkpoint: Path) -> Any:

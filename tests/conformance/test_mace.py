@@ -1,0 +1,112 @@
+"""MACE: equal to its package in all its architectures, heads that share a batch, charge and spin that count, both precisions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conformance import cases, tiny_family
+from tests.conformance.comparison import Tolerance, beyond, deviations
+from tests.conformance.environments import run_in
+from tests.conformance.tiny_family import Tiny
+
+TOLERANCES = {
+    "tiny-mace-omol": Tolerance(energy=1e-10, forces=1e-10, stress=1e-10),
+    # float32 against the package's float64: positions alone are rounded by 5e-7 A, at a stiffness of some 100 eV/A^2.
+    "tiny-mace-omat": Tolerance(forces=2e-4),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mace")
+
+
+@pytest.fixture(scope="module")
+def tiny(folder: Path) -> dict[str, Tiny]:
+    return tiny_family.run("mace", folder)
+
+
+@pytest.fixture(scope="module")
+def traps(folder: Path, tiny: dict[str, Tiny]) -> dict[str, float]:
+    assert tiny, "the checkpoints are made first"
+    # The package prints on import; what a model process prints to standard output would be in its server's way.
+    (line,) = run_in("mace", "mace_traps", folder).splitlines()
+    found: dict[str, float] = json.loads(line)
+    return found
+
+
+@pytest.mark.parametrize("variant", ["tiny-mace", "tiny-mace-omat", "tiny-mace-multihead", "tiny-mace-omol"])
+def test_gate(variant: str, tiny: dict[str, Tiny]) -> None:
+    assert [check for check in tiny[variant].checks.values() if not check["passed"] or check["note"].startswith("declared")] == []
+
+
+@pytest.mark.parametrize(("variant", "case"), tiny_family.chosen("mace"))
+def test_equal_to_the_package(variant: str, case: str, tiny: dict[str, Tiny]) -> None:
+    tiny_family.equal_to_the_package(tiny[variant], case, TOLERANCES.get(variant))
+
+
+@pytest.mark.parametrize(("variant", "case"), tiny_family.chosen("mace"))
+def test_batched_equals_alone(variant: str, case: str, tiny: dict[str, Tiny]) -> None:
+    tiny_family.batched_equals_alone(tiny[variant], case)
+
+
+def test_heads_share_a_batch(traps: dict[str, float]) -> None:
+    """Two heads and the default in one pass, each what the package says with that head; eV/atom and eV/A."""
+    assert traps["mixed heads"] < 1e-4
+    assert traps["difference of the heads"] > 1.0
+    assert traps["an unknown head"] == 1
+
+
+def test_precision(traps: dict[str, float]) -> None:
+    """float64 where the variant asks for it, and the repulsion, whose digits cancel in float32, in float64 always; eV/A."""
+    assert traps["float64"] < 1e-10
+    assert traps["repulsion of the package in float32"] > 5e-4, "the package is as precise now: the adapter need not be any more"
+    assert traps["repulsion served"] < 5e-5
+    assert traps["energies of the atoms"] < 1e-5
+
+
+def test_charge_and_spin(traps: dict[str, float]) -> None:
+    assert traps["charge"] > 0.1
+    assert traps["spin"] > 0.1
+    assert traps["default is a neutral singlet"] < 1e-10
+    assert traps["refused"] == 1, "a charge or spin without a row in the embedding: on a GPU it would end the process"
+    assert traps["refused where it would be dropped"] == 1
+
+
+@pytest.mark.parametrize(
+    "trap",
+    [
+        "heads that the catalogue does not know",
+        "heads that the checkpoint does not have",
+        "charge that the catalogue does not know",
+        "charge that the checkpoint does not know",
+    ],
+)
+def test_a_checkpoint_that_is_not_what_the_catalogue_says_is_refused(trap: str, traps: dict[str, float]) -> None:
+    assert traps[trap] == 1
+
+
+def test_archives_in_a_checkpoint_go_to_the_device(traps: dict[str, float]) -> None:
+    """e3nn would leave those of MACE-ANI-CC on the GPU that they were saved from."""
+    assert traps["archives"] == 1
+
+
+@pytest.mark.parametrize(
+    ("quantity", "factor"), [("energy", 1.001), ("forces", -1.0), ("forces", 1.01), ("stress", -1.0), ("stress", 160.21766)]
+)
+def test_negative_control(quantity: str, factor: float, tiny: dict[str, Tiny]) -> None:
+    """The comparison that passes above fails on an answer that is wrong in one of the ways that happen."""
+    served = tiny["tiny-mace"].answers["SrTiO3/served"]
+    known = {name: value for name, value in tiny["tiny-mace"].expected("SrTiO3").items() if name in served}
+    spoilt = deviations(served | {quantity: served[quantity] * factor}, known)
+    assert quantity in beyond({name: spoilt[name] for name in (quantity,)}, Tolerance())
+
+
+def test_cases_are_not_trivial(tiny: dict[str, Tiny]) -> None:
+    """A tiny model whose forces are nearly zero would pass every comparison."""
+    for variant, case in (("tiny-mace", "SrTiO3"), ("tiny-mace-omat", "SrTiO3"), ("tiny-mace-omol", "water")):
+        assert abs(tiny[variant].answers[f"{case}/served"]["forces"]).max() > 0.1
+    assert set(cases.REFERENCES["mace"]) == {"far fragments"}
