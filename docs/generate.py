@@ -31,7 +31,8 @@ ACTIONS = {
     "dispersion_not_supported": 'Send `"dispersion": "none"`, or leave it out.',
     "not_found": "GET /docs lists the pages.",
     "method_not_allowed": "Use a method that the Allow header names.",
-    "checkpoint_missing": "Run `make serve` again: it puts the file in place.",
+    "checkpoint_missing": "Run the command that the hint names: `forcegate export NAME` fetches weights, "
+    "`make serve` takes them from a package.",
     "checkpoint_mismatch": "Remove the file that the detail names and run `make serve` again.",
     "gate_failed": "Do not use the model on this machine. The detail names the checks; report them.",
     "model_not_ready": "Wait a few seconds, or load the model with POST /api/v1/models/NAME/load.",
@@ -62,6 +63,8 @@ OTHERS = (
         "`UV_FIND_LINKS`",
         "Where uv looks for wheels besides the package index, such as for a CPU build of torch; else `PIP_FIND_LINKS`.",
     ),
+    ("`HF_TOKEN`", "Token for gated weights; `forcegate export` sends it to the hub alone."),
+    ("`HF_ENDPOINT`", "A mirror of the hub, which `forcegate export` then asks instead of `https://huggingface.co`."),
 )
 """Variables that are no settings of the service."""
 
@@ -231,7 +234,7 @@ state = "/tmp/forcegate"
 
 A name that is not in the table, or a value that does not fit, stops the start with one sentence.
 
-Three further variables belong to the clients and to the building of environments:
+Further variables belong to the clients, to the building of environments and to fetching weights:
 
 {others}
 """

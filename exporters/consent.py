@@ -14,6 +14,13 @@ from forcegate.errors import SetupError
 RECORD = "consents.json"
 """File in the state folder: the consents, by family and licence."""
 
+MEANING = {
+    "ASL": "Academic Software License: academic, non-commercial use alone; the text comes with the weights",
+    "FAIR Chemistry License": "with an acceptable use policy: no military, chemical-weapon or illegal use among others; "
+    "the text is at https://huggingface.co/facebook/UMA",
+}
+"""What is said of licences that family.toml calls by name alone."""
+
 Ask = Callable[[Variant], str]
 """Asks whoever runs the export; returns how consent was given (``on the terminal``, ``--accept-licence``), empty for a no."""
 
@@ -51,6 +58,7 @@ def require(state: Path, variant: Variant, ask: Ask) -> None:
 def terms(variant: Variant) -> str:
     """The licence and what has to be accepted in it, for a person to read."""
     text = variant.consent if variant.licence in variant.consent else f"{variant.licence}. {variant.consent}"
+    text = f"{text}: {MEANING[text]}" if text in MEANING else text
     return text if text.endswith(".") else f"{text}."
 
 

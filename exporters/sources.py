@@ -79,9 +79,9 @@ class Sources:
                     source = Source(address, f"{variant.name} ({name})", checkpoint.sha256 if alone else "", token)
                     download(source, path, self._progress, self._say)
         except Unreachable as error:
-            raise SetupError(f"{error.detail} {_wanted(variant, target)}", _by_hand(variant)) from None
+            raise SetupError(f"{error.detail} {_wanted(variant, target)}", _by_hand(variant, False)) from None
         except Refused as error:
-            raise SetupError(f"{error.detail} {_wanted(variant, target)}", _why_refused(variant, addresses[0], error)) from None
+            raise SetupError(f"{error.detail} {_wanted(variant, target)}", _why_refused(variant, error)) from None
         if several:
             return Staged(folder / "files", ours=True, told=checkpoint.url)
         path = folder / _file_name(addresses[0])
@@ -148,15 +148,15 @@ def _token(variant: Variant, address: str) -> str:
     if not (token := os.environ.get(TOKEN, "").strip()):
         raise SetupError(
             f"{variant.name} is gated: the hub gives it only to accounts that have accepted its licence.",
-            f"Accept it at {_page(address)}, make a read token in your account's settings there, and set {TOKEN} to it. "
+            f"Accept it at {_page(variant)}, make a read token in your account's settings there, and set {TOKEN} to it. "
             + _by_hand(variant),
         )
     return token
 
 
-def _page(address: str) -> str:
-    """The page of the hub's repository that a file belongs to."""
-    parts = urlsplit(address)
+def _page(variant: Variant) -> str:
+    """The page of the hub's repository that a checkpoint belongs to; a mirror takes no consents."""
+    parts = urlsplit(variant.checkpoint.url)
     return f"{parts.scheme}://{parts.netloc}/" + "/".join(parts.path.strip("/").split("/")[:2])
 
 
@@ -199,17 +199,17 @@ def _wanted(variant: Variant, target: Path) -> str:
     return f"Wanted: {variant.checkpoint.file} ({known}), looked for at {target}."
 
 
-def _by_hand(variant: Variant) -> str:
-    return (
-        f"Or fetch {variant.checkpoint.url} on another machine, bring it here as DIR/{variant.name}/{variant.checkpoint.file}, "
+def _by_hand(variant: Variant, otherwise: bool = True) -> str:
+    return ("Or fetch" if otherwise else "Fetch") + (
+        f" {variant.checkpoint.url} on another machine, bring it here as DIR/{variant.name}/{variant.checkpoint.file}, "
         f"and run `forcegate export {variant.name} --from-dir DIR`."
     )
 
 
-def _why_refused(variant: Variant, address: str, error: Refused) -> str:
+def _why_refused(variant: Variant, error: Refused) -> str:
     if error.http_status in (401, 403) and variant.token:
         why = "The token is not valid." if error.http_status == 401 else "The account of this token has not been given access."
-        return f"{why} Accept the licence at {_page(address)} and set {TOKEN}. {_by_hand(variant)}"
+        return f"{why} Accept the licence at {_page(variant)} and set {TOKEN}. {_by_hand(variant)}"
     if error.http_status in (404, 410):
         return f"Upstream does not have the file any more: report it. {_by_hand(variant)}"
-    return _by_hand(variant)
+    return _by_hand(variant, False)

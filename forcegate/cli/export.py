@@ -58,7 +58,7 @@ def export(
         from exporters import own
 
         own.remove(remove, settings.state)
-        console().print(f"{remove} is removed. A service that has it loaded serves it until it is stopped or the model unloaded.")
+        console().print(f"{remove} is removed; a service that has it loaded serves it until the model is unloaded.", soft_wrap=True)
         return
     mine = _own_checkpoint(file, name, family, like, functional, training_data, licence, head)
     if from_dir is not None and not from_dir.is_dir():

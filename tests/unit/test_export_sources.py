@@ -120,7 +120,7 @@ def test_without_a_token_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(SetupError, match="gated") as caught:
         bring(tmp_path, variant(token=True))
     assert "HF_TOKEN" in caught.value.hint
-    assert f"{server.url}/owner/repository" in caught.value.hint
+    assert "https://huggingface.co/owner/repository," in caught.value.hint
     assert server.seen == []
 
 
