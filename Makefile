@@ -43,6 +43,8 @@ $(STAMP): pyproject.toml requirements/gateway.txt
 	  || { echo "uv could not be installed: is the package registry reachable?"; rm -rf environments/uv; exit 1; }; }
 	@echo "environment gateway: installing $$(grep -c == requirements/gateway.txt) pinned packages"
 	@environments/uv/bin/uv venv --quiet --clear --python $$($(PYTHON) -c 'import sys; print(sys.executable)') environments/gateway
-	@environments/uv/bin/uv pip install --python $(BIN)/python --quiet -r requirements/gateway.txt
-	@environments/uv/bin/uv pip install --python $(BIN)/python --quiet --no-deps --editable .
+	@environments/uv/bin/uv pip install --python $(BIN)/python --quiet -r requirements/gateway.txt \
+	  || { echo "The gateway's packages could not be installed: is the package registry reachable, and is there room on the disk?"; exit 1; }
+	@environments/uv/bin/uv pip install --python $(BIN)/python --quiet --no-deps --editable . \
+	  || { echo "Forcegate could not be installed into environments/gateway: is the package registry reachable, and is there room on the disk?"; exit 1; }
 	@touch $@

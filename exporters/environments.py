@@ -6,13 +6,16 @@ at once wait for each other.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +31,21 @@ STAMP = ".forcegate.json"
 FREE_DISK_GB = {"family": 3.0, TRITON: 0.6}
 """Free disk below which building is not begun: a family with a CUDA build of torch needs more, and pip's words for a full disk
 come late and are long."""
+
+KEPT_BYTES = 4096
+"""Of what uv says, for the error when it fails."""
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+"""Sequences that colour text and move a terminal's cursor."""
+DECORATION = re.compile("[│├╰▶─×⠀-⣿]")
+"""Lines and spinners that uv draws."""
+OFFLINE = (
+    "dns error",
+    "failed to fetch",
+    "error sending request",
+    "network is unreachable",
+    "connection refused",
+    "network was disabled",
+)
 
 Say = Callable[[str], None]
 
@@ -206,7 +224,7 @@ def _libpython() -> Path:
 
 
 def _uv(root: Path, *arguments: str) -> None:
-    """Runs uv with the machine's own settings; its progress goes to the terminal."""
+    """Runs uv with the machine's own settings; its progress goes to the terminal, and the end of it into an error."""
     environment = dict(os.environ)
     environment.pop("VIRTUAL_ENV", None)
     if "UV_FIND_LINKS" not in environment and environment.get("PIP_FIND_LINKS"):
@@ -215,27 +233,58 @@ def _uv(root: Path, *arguments: str) -> None:
     program = str(local) if local.exists() else shutil.which("uv")
     if program is None:
         raise SetupError("uv was not found.", "Run `make serve`, which installs it into environments/uv.")
+    status, said = _watched([program, *arguments], environment)
+    if status:
+        _explain(arguments, said)
+
+
+def _watched(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Runs a program, shows what it says where there is a terminal, and returns its exit status and the end of what it said."""
     terminal = sys.stderr.isatty()
-    result = subprocess.run(
-        [program, *arguments], env=environment, check=False, text=True, stderr=None if terminal else subprocess.PIPE
-    )
-    if result.returncode:
-        _explain(arguments, result.stderr or "")
+    # uv draws its progress for a terminal alone, so it gets one of the same width.
+    reading, writing = os.openpty() if terminal else os.pipe()
+    if terminal:
+        termios.tcsetwinsize(writing, termios.tcgetwinsize(sys.stderr))
+    said = b""
+    try:
+        with open(writing, "wb", closefd=True) as output:
+            process = subprocess.Popen(command, env=environment, stderr=output)
+        try:
+            while chunk := _read(reading):
+                said = (said + chunk)[-KEPT_BYTES:]
+                if terminal:
+                    sys.stderr.buffer.write(chunk)
+                    sys.stderr.buffer.flush()
+            status = process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    finally:
+        os.close(reading)
+    return status, said.decode(errors="replace")
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError as error:
+        if error.errno == errno.EIO:  # how a pty says that its other side was closed
+            return b""
+        raise
 
 
 def _explain(arguments: tuple[str, ...], said: str) -> None:
+    said = " ".join(DECORATION.sub(" ", CONTROL.sub("", said)).split())
     low = said.lower()
-    if any(
-        sign in low
-        for sign in ("dns error", "failed to fetch", "error sending request", "network is unreachable", "connection refused")
-    ):
+    # Before the network: a download that fills the disk is also one that failed.
+    if "no space left" in low or "quota exceeded" in low:
+        raise SetupError("The disk is full.", "Make room below environments/ and in uv's cache (`uv cache dir`).")
+    if any(sign in low for sign in OFFLINE):
         raise SetupError(
             "The package registry cannot be reached.", "Check the network, or set UV_FIND_LINKS to a folder with the wheels."
         )
-    if "no space left" in low:
-        raise SetupError("The disk is full.", "Make room below environments/ and in uv's cache (`uv cache dir`).")
-    tail = " ".join(said.strip().split())[-400:]
-    raise SetupError(f"uv {arguments[0]} failed: {tail or 'see its output above'}", "")
+    raise SetupError(f"uv {arguments[0]} failed: {said[-400:] or 'it said nothing'}", "")
 
 
 def _enough_disk(folder: Path, need: float) -> None:

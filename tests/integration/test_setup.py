@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import socket
 import subprocess
@@ -116,6 +117,59 @@ def test_no_network_is_one_sentence_and_nothing_is_taken_for_built(monkeypatch: 
     assert environments.complete(small, tmp_path)
 
 
+BUILD = """
+import sys
+from pathlib import Path
+from exporters import environments
+from forcegate.errors import SetupError
+root = Path(sys.argv[1])
+try:
+    environments.ensure(environments.Environment("small", root / "requirements.txt", project=False), root, print)
+except SetupError as error:
+    sys.exit(f"told: {error}")
+"""
+
+
+def test_on_a_terminal_no_network_is_the_same_sentence_and_progress_is_shown(tmp_path: Path) -> None:
+    status, seen = _build_on_a_terminal(tmp_path, UV_DEFAULT_INDEX="http://127.0.0.1:9/nothing")
+    assert status == 1
+    assert "told: The package registry cannot be reached." in seen
+    assert "Resolving dependencies" in seen, "uv's own progress"
+    assert not environments.complete(Environment("small", tmp_path / "requirements.txt", project=False), tmp_path)
+
+
+def test_on_a_terminal_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    """uv's cache on a disk of 8 kB, mounted where no other process sees it."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    mount = f"mount -t tmpfs -o size=8k none {cache}"
+    if subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount], check=False).returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    within = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    _status, seen = _build_on_a_terminal(tmp_path, *within)
+    assert "told: The disk is full." in seen
+
+
+def test_make_tells_a_missing_network_in_one_sentence(tmp_path: Path) -> None:
+    _uv(tmp_path)
+    (tmp_path / "requirements").mkdir()
+    for name in ("Makefile", "pyproject.toml", "requirements/gateway.txt"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    result = subprocess.run(
+        ["make", f"PYTHON={sys.executable}", "environments/gateway/.made"],
+        env=_unreachable(tmp_path) | {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/nothing"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode != 0
+    (line,) = [line for line in result.stdout.splitlines() if "could not be installed" in line]
+    assert "is the package registry reachable" in line
+    assert not (tmp_path / "environments" / "gateway" / ".made").exists()
+
+
 def test_two_builders_at_once_build_once(tmp_path: Path) -> None:
     small = Environment("small", _requirements(tmp_path, "six==1.17.0"), project=False)
     _uv(tmp_path)
@@ -168,6 +222,31 @@ def _requirements(folder: Path, text: str) -> Path:
     path = folder / "requirements.txt"
     path.write_text(text + "\n")
     return path
+
+
+def _unreachable(folder: Path) -> dict[str, str]:
+    """Variables with which uv knows no package but from its index, which it asks once."""
+    variables = {key: value for key, value in os.environ.items() if key not in ("UV_FIND_LINKS", "PIP_FIND_LINKS")}
+    return variables | {"UV_CACHE_DIR": str(folder / "cache"), "UV_HTTP_RETRIES": "0", "PYTHONPATH": str(ROOT)}
+
+
+def _build_on_a_terminal(root: Path, *within: str, **variables: str) -> tuple[int, str]:
+    """Builds a small environment below ``root`` by a process on a terminal: its exit status, and what is on its screen."""
+    _requirements(root, "six==1.17.0")
+    _uv(root)
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "wb") as screen:
+        process = subprocess.Popen(
+            [*within, sys.executable, "-c", BUILD, str(root)], env=_unreachable(root) | variables, stdout=screen, stderr=screen
+        )
+    seen = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            seen += chunk
+    except OSError:  # the other side was closed
+        pass
+    os.close(ours)
+    return process.wait(60), seen.decode()
 
 
 def _uv(root: Path) -> None:
