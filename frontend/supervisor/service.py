@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from forcefields import catalogue as catalogues
 from forcefields.catalogue import Catalogue, Variant
-from forcegate.errors import ForcegateError, SetupError
+from forcegate.errors import ForcegateError, GateFailed, SetupError
 from frontend.settings import PREFIX, Settings
 from frontend.supervisor import triton
 from frontend.supervisor.process import ChildProcess
@@ -56,7 +59,9 @@ class Service:
         self._triton = ChildProcess("tritonserver", logs / "triton.log")
         self._gateway = ChildProcess("gateway", logs / "gateway.log")
         self._control = TritonControl(settings.grpc_address)
-        self._watch = ModelWatch(self._control, lambda: self._triton.pid if self._triton.running else None)
+        self._watch = ModelWatch(
+            self._control, lambda: self._triton.pid if self._triton.running else None, self._bring, lambda: triton.regions(settings)
+        )
         self._stopping = False
         self._keepers: list[asyncio.Task[None]] = []
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -84,12 +89,26 @@ class Service:
         started = time.monotonic()
         error: ForcegateError | None = None
         try:
-            await self._control.load(variant.name)
-            self._watch.refresh()
-            await canary.check(self._settings.grpc_address, self._catalogue, variant, self._settings.state)
+            await self._bring(variant.name, dead=False)
         except ForcegateError as failure:
             error = failure
+        if error is None or error.retryable:
+            self._watch.wanted.add(variant.name)
         return Loaded(variant, time.monotonic() - started, error, self._report(variant))
+
+    async def _bring(self, name: str, dead: bool) -> None:
+        """Loads a model, or loads it again after its process has died, and sends a canary; one that fails it is not served."""
+        if dead:
+            await self._control.reload(name)
+        else:
+            await self._control.load(name)
+        self._watch.refresh()
+        variant = catalogues.load().resolve(name)
+        try:
+            await canary.check(self._settings.grpc_address, self._catalogue, variant, self._settings.state)
+        except GateFailed:
+            await self._control.unload(name)
+            raise
 
     def _report(self, variant: Variant) -> dict[str, Any]:
         try:
@@ -121,6 +140,16 @@ class Service:
             asyncio.create_task(self._keep("gateway", self._gateway, self.start_gateway)),
             asyncio.create_task(self._watch.run()),
         ]
+        for keeper in self._keepers:
+            keeper.add_done_callback(self._keeper_ended)
+
+    def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
+        """A service that nobody watches any more has to stop, and to say why."""
+        if keeper.cancelled() or (error := keeper.exception()) is None:
+            return
+        log.error("a keeper ended", exc_info=error)
+        if not self.failed.done():
+            self.failed.set_result(f"The supervisor failed: {type(error).__name__}: {error}")
 
     async def _keep(self, name: str, process: ChildProcess, restart: Callable[[], Any]) -> None:
         failures = 0
@@ -139,26 +168,16 @@ class Service:
             await asyncio.sleep(0.2 * 2**failures - 0.2)
             try:
                 await restart()
-            except SetupError as error:
+            except (SetupError, OSError, psutil.Error) as error:
                 log.error("restart failed", extra={"name_": name, "detail": str(error)})
                 continue
             self._say(f"{name} is back after {time.monotonic() - started:.1f} s" if failures else f"{name} is back")
 
     async def _restart_triton(self) -> None:
-        self._watch.restarting = True
         left = triton.clean_up(self._settings, self._watch.processes)
         log.warning("cleaned up after tritonserver", extra={"left": left})
         await self.start_triton()
-
-        async def again(name: str) -> None:
-            try:
-                await self._control.load(name)
-            except ForcegateError as error:
-                log.error("model not restored", extra={"model": name, "code": error.code, "detail": error.detail})
-
-        await asyncio.gather(*(again(name) for name in sorted(self._watch.resident)))
-        self._watch.refresh()
-        self._watch.restarting = False
+        # The watch sees that nothing is loaded, and loads what should be.
 
     async def stop(self) -> None:
         """Stops the gateway first, then tritonserver: requests in flight finish. Nothing is left behind."""
@@ -167,9 +186,9 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         await self._gateway.stop(self._settings.drain_seconds + 5)
+        await self._watch.close()
         processes = triton.model_processes(self._triton.pid) if self._triton.running else self._watch.processes
         await self._triton.stop(self._settings.drain_seconds + 5)
-        self._watch.close()
         triton.clean_up(self._settings, processes)
         await self._control.close()
 

@@ -25,7 +25,7 @@ from forcegate.errors import (
     from_wire,
 )
 from frontend.triton.control import ModelState, TritonControl
-from frontend.triton.reports import Report, Reports, resident_mb
+from frontend.triton.reports import Report, Reports, alive, resident_mb
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +206,9 @@ class Directory:
             raise entry.error
         task = self._loading.get(name)
         if task is None:
-            task = self._loading[name] = asyncio.create_task(self._control.load(name))
+            # Triton takes a copy whose process has died for ready, and would not load it again as it is.
+            dead = entry.state == FAILED and entry.facts is not None
+            task = self._loading[name] = asyncio.create_task((self._control.reload if dead else self._control.load)(name))
             task.add_done_callback(lambda done: self._loaded(name, done))
         self._entries[name] = replace(entry, state=LOADING, error=_being_loaded(name))
         await asyncio.wait((task,), timeout=patience)
@@ -257,6 +259,8 @@ class Directory:
         pid, name = entry.report.pid, entry.variant.name
         if pid is None or entry.state != READY:
             return entry
+        if entry.report.error is not None and not entry.report.ready:
+            return self._not_replaced(entry, entry.report.error)
         if entry.report.memory_mb is not None:
             self._seen_alive[name] = pid
             return entry
@@ -265,6 +269,17 @@ class Directory:
             return entry
         error = ModelNotReady(f"The process of {name!r} has ended; it is being brought back.", "Try again in a few seconds.")
         return replace(entry, state=LOADING, error=error)
+
+    def _not_replaced(self, entry: Entry, error: ForcegateError) -> Entry:
+        """The last load of a model that Triton calls ready has failed: the copy before it answers, if its process is alive."""
+        name = entry.variant.name
+        served = self._seen_alive.get(name)
+        # One that was never visible may live in another container.
+        if served is None or alive(served):
+            return entry
+        if name in self._loading:
+            return replace(entry, state=LOADING, error=_being_loaded(name), ready_until=-1e9)
+        return replace(entry, state=FAILED, error=_conflict(error), ready_until=-1e9)
 
     async def _facts(self, name: str) -> Facts | None:
         try:
@@ -304,7 +319,8 @@ class Directory:
             return LOADING, _being_loaded(name)
         if not any((repository / name / "1" / variant.checkpoint.file).exists() for repository in self._repositories):
             return MISSING, CheckpointMissing(
-                f"The checkpoint of {name!r} is not in place: {variant.checkpoint.file}, sha256 {variant.checkpoint.sha256}.",
+                f"The checkpoint of {name!r} is not in place: {variant.checkpoint.file}, "
+                f"{f'sha256 {variant.checkpoint.sha256}' if variant.checkpoint.sha256 else 'its hash is recorded at export'}.",
                 how_to_place(variant)
                 if variant.checkpoint.source in ("download", "own")
                 else f"Start the service with {name} among FORCEGATE_MODELS: it puts the checkpoint in place.",
