@@ -61,6 +61,7 @@ class Gate:
     stress: float = 5e-4
     invariance_energy: float = 1e-5
     invariance_forces: float = 1e-4
+    invariance_stress: float = 1e-5
     skip: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -43,7 +43,7 @@ class Engine:
     Args:
         limits: the largest structure that is taken.
         journal: remembers over a death of this process what it was evaluating; none where nobody would start it again.
-        watchdog: makes a context around a forward pass over that many atoms.
+        watchdog: makes a context around a step over that many atoms.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Engine:
         self.force_field = force_field
         self.variant = variant
         self.limits = limits
-        self._journal = journal
+        self.journal = journal
         self._watchdog = watchdog
 
     def evaluate(self, structures: Sequence[Structure], head: str = "", outputs: frozenset[str] = DEFAULT_OUTPUTS) -> list[Job]:
@@ -71,7 +71,12 @@ class Engine:
         report = Report(structures=len(jobs))
         started = time.perf_counter()
         for job in jobs:
-            self._guarded(job, self._build)
+            self._guarded(job, self._admit)
+        admitted = [job for job in jobs if job.error is None]
+        for group in [[job for job in admitted if not job.alone], *([job] for job in admitted if job.alone)]:
+            with self._guard(group, acquit=False):
+                for job in group:
+                    self._guarded(job, self._build)
         report.graph_seconds = time.perf_counter() - started
         ready = [job for job in jobs if job.graph is not None]
         report.atoms = sum(job.graph.atoms for job in ready if job.graph)
@@ -89,18 +94,19 @@ class Engine:
         return report
 
     @contextmanager
-    def _guard(self, jobs: Sequence[Job]) -> Iterator[None]:
-        if self._journal is None:
-            yield
-            return
+    def _guard(self, jobs: Sequence[Job], acquit: bool = True) -> Iterator[None]:
         atoms = sum(len(job.structure) for job in jobs)
-        with self._journal.evaluating([(job.structure, job.head) for job in jobs]), self._watchdog(atoms):
+        recorded = [(job.structure, job.head) for job in jobs]
+        with self.journal.during(recorded, acquit) if self.journal else nullcontext(), self._watchdog(atoms):
             yield
 
-    def _build(self, job: Job) -> None:
+    def _admit(self, job: Job) -> None:
+        """The checks that need no more than a look; a structure that has killed this model goes on alone, or not at all."""
         job.head = physics.validate(job.structure, job.head, self.variant, self.limits)
-        if self._journal is not None and not self._journal.empty:
-            self._judge(job, self._journal)
+        if self.journal is not None and not self.journal.empty:
+            self._judge(job, self.journal)
+
+    def _build(self, job: Job) -> None:
         normalised = physics.normalise(job.structure, self.force_field.cutoff)
         physics.check_size(normalised, self.force_field.cutoff, self.limits)
         physics.check_distances(normalised)

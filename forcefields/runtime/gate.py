@@ -36,15 +36,17 @@ STRAIN = 0.004
 FOURTH_ORDER = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
 """Central difference of fourth order: f'(0) = sum c f(k h) / h (Fornberg, Math. Comp. 51, 699 (1988))."""
 DIRECTIONS = 3
+TOLERANCES = "of tolerance"
+"""Unit of a check of energy, forces and stress together: the largest of the three deviations, each over its own tolerance."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check of the gate: the largest deviation against its tolerance."""
+    """One check of the gate: the largest deviation, None where the check is skipped as declared, against its tolerance."""
 
     name: str
     passed: bool
-    deviation: float
+    deviation: float | None
     tolerance: float
     unit: str
     seconds: float
@@ -83,23 +85,22 @@ class Gate:
             ("golden", "eV/atom", self._tolerances.energy, self._golden),
         ]
         if full:
-            energy, forces = self._tolerances.invariance_energy, self._tolerances.invariance_forces
             checks += [
                 ("forces", "eV/A", self._tolerances.forces, self._forces),
                 ("stress", "eV/A^3", self._tolerances.stress, self._stress),
-                ("batch", "eV/A", forces, self._batch),
-                ("translation", "eV/A", forces, lambda: self._same(self._translated())),
-                ("lattice shift", "eV/A", forces, lambda: self._same(self._lattice_shifted())),
-                ("permutation", "eV/A", forces, self._permutation),
-                ("left-handed cell", "eV/A", forces, lambda: self._same(self._left_handed())),
-                ("isolated atom", "eV/A", energy, self._isolated_atom),
+                ("batch", TOLERANCES, 1.0, self._batch),
+                ("translation", TOLERANCES, 1.0, lambda: self._same(self._translated())),
+                ("lattice shift", TOLERANCES, 1.0, lambda: self._same(self._lattice_shifted())),
+                ("permutation", TOLERANCES, 1.0, self._permutation),
+                ("left-handed cell", TOLERANCES, 1.0, lambda: self._same(self._left_handed())),
+                ("isolated atom", "eV/A", self._tolerances.invariance_forces, self._isolated_atom),
             ]
         return GateReport("full" if full else "golden", tuple(self._check(*entry) for entry in checks))
 
     def _check(self, name: str, unit: str, tolerance: float, measure: Callable[[], tuple[float, str]]) -> Check:
         started = time.perf_counter()
         if name in self._tolerances.skip:
-            return Check(name, True, float("nan"), tolerance, unit, 0.0, f"declared: {self._tolerances.skip[name]}")
+            return Check(name, True, None, tolerance, unit, 0.0, f"declared: {self._tolerances.skip[name]}")
         deviation, note = measure()
         return Check(name, bool(deviation <= tolerance), float(deviation), tolerance, unit, time.perf_counter() - started, note)
 
@@ -163,11 +164,14 @@ class Gate:
         return self._difference(result, self._results[self._crystal], len(moved)), self._crystal
 
     def _difference(self, one: Result, other: Result, atoms: int) -> float:
-        """The larger of the deviation in energy per atom and in forces and stress."""
-        deviation = max(abs(one.energy - other.energy) / atoms, float(np.abs(_forces(one) - _forces(other)).max()))
+        """The largest of the deviations in energy per atom, forces and stress, each over its tolerance."""
+        allowed = self._tolerances
+        energy = abs(one.energy - other.energy) / atoms / allowed.invariance_energy
+        forces = float(np.abs(_forces(one) - _forces(other)).max()) / allowed.invariance_forces
+        stress = 0.0
         if one.stress is not None and other.stress is not None and not np.isnan(one.stress).any():
-            deviation = max(deviation, float(np.abs(one.stress - other.stress).max()))
-        return deviation
+            stress = float(np.abs(one.stress - other.stress).max()) / allowed.invariance_stress
+        return max(energy, forces, stress)
 
     def _translated(self) -> Structure:
         structure = self._structures[self._crystal]
@@ -295,8 +299,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        # NaN is not JSON; a skipped check has no deviation.
-        partial.write_text(json.dumps(data, default=str).replace("NaN", "null"))
+        partial.write_text(json.dumps(data, default=str))
         os.replace(partial, path)
     except OSError as error:
         log.warning("the report could not be written", extra={"path": path.name, "error": str(error)})

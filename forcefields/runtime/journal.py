@@ -1,8 +1,8 @@
 """Remembers, over the death of this process, what it was evaluating: so that one structure cannot kill a model again and again.
 
-Before each forward pass the digests of its structures are written down. The process that comes after a death reads them: those
-structures are suspects, and each is evaluated in a pass of its own. One that is alone in the pass at two deaths is condemned: it is
-answered by an error and never evaluated again by this model. Everyone else's requests are tried again and succeed.
+Before graphs are built, and before each forward pass, the digests of the structures are written down. The process that comes after
+a death reads them: those structures are suspects, and each goes through both steps alone. One that is alone at two deaths is
+condemned: it is answered by an error and never evaluated again by this model. Everyone else's requests are tried again and succeed.
 """
 
 from __future__ import annotations
@@ -60,15 +60,19 @@ class Journal:
         return not self.empty and self._charges.get(digest(structure, head).hex(), (0, 0.0))[0] >= LONE_DEATHS
 
     @contextmanager
-    def evaluating(self, structures: Sequence[tuple[Structure, str]]) -> Iterator[None]:
-        """Around one forward pass over structures with their heads. What the process survives is no suspect any more."""
+    def during(self, structures: Sequence[tuple[Structure, str]], acquit: bool) -> Iterator[None]:
+        """Around a step in which these structures, with their heads, could kill the process.
+
+        Args:
+            acquit: whether what the process survives is no suspect any more: true of the forward pass, which is the last step.
+        """
         digests = [digest(structure, head) for structure, head in structures]
         self._write_pass(digests)
         try:
             yield
         finally:  # an exception is not a death either
             self._write_pass([])
-            if not self.empty:
+            if acquit and not self.empty:
                 self._acquit(digests)
 
     def _charge(self, died_in: list[bytes]) -> None:

@@ -58,9 +58,10 @@ class TritonPythonModel:
         checkpoint = Path(args["model_repository"]) / args["model_version"] / variant.checkpoint.file
         force_field = loading.load(families, variant, checkpoint, device)
         limits = loading.limits(variant, self._settings.max_atoms, self._settings.memory_gb)
-        journal = Journal(self._settings.state / "journal" / args["model_instance_name"])
-        self._engine = Engine(force_field, variant, limits, journal, self._watchdog)
+        self._engine = Engine(force_field, variant, limits, watchdog=self._watchdog)
         report = gate.pass_or_raise(self._engine, families.family_of(variant), device, self._settings)
+        # From here on: a process that somebody kills during its gate says nothing against the gate's structures.
+        self._engine.journal = Journal(self._settings.state / "journal" / args["model_instance_name"])
         self._specs = {spec.name: spec for spec in contract.output_specs(variant.extra_outputs)}
         self._metrics = Metrics(name, pb_utils)
         gate.write_report(self._settings.state, name, device, time.perf_counter() - started, report, variant.checkpoint.sha256)
@@ -79,11 +80,14 @@ class TritonPythonModel:
         jobs = [job for _width, request_jobs, _error in read for job in request_jobs]
         started = time.perf_counter()
         report = self._engine.run(jobs)
-        self._metrics.observe(report)
         responses = [
             self._respond(request, width, request_jobs, error)
             for request, (width, request_jobs, error) in zip(requests, read, strict=True)
         ]
+        try:
+            self._metrics.observe(report)
+        except Exception:  # a metric that cannot be counted must not cost the answers
+            log.exception("the metrics could not be updated")
         log.info(
             "batch",
             extra={

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -96,6 +97,21 @@ def model_processes(server: int) -> dict[int, str]:
     return found
 
 
+def regions(settings: Settings) -> list[str]:
+    """Paths of the shared-memory regions of this service that exist."""
+    return [str(path) for path in SHARED_MEMORY.glob(f"{prefix(settings)}*")]
+
+
+def regions_in_use(server: int) -> set[str]:
+    """Names of the regions that the server's living model processes were started with; they are among their arguments."""
+    named: set[str] = set()
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(server).children(recursive=True):
+            with suppress(psutil.Error):
+                named.update(child.cmdline())
+    return named
+
+
 def _model_of(arguments: Iterable[str]) -> str | None:
     """The model's name, from the path of its model.py in the arguments of the stub."""
     for argument in arguments:
@@ -123,7 +139,9 @@ def clean_up(settings: Settings, processes: Iterable[int]) -> list[str]:
                 left.append(f"process {pid}")
         except (psutil.Error, ProcessLookupError):
             continue
-    for path in SHARED_MEMORY.glob(f"{prefix(settings)}*"):
-        path.unlink(missing_ok=True)
-        left.append(path.name)
+    for path in regions(settings):
+        # /dev/shm is sticky: what another user's service left behind is not ours to remove.
+        with suppress(OSError):
+            os.unlink(path)
+            left.append(os.path.basename(path))
     return left

@@ -1,4 +1,4 @@
-"""Watches the model processes, and brings back a model whose process has died: Triton itself never does."""
+"""Keeps the models that should be there loaded: Triton itself never brings a dead model process back."""
 
 from __future__ import annotations
 
@@ -6,35 +6,46 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from forcegate.errors import ForcegateError, ServerUnavailable
-from frontend.supervisor.triton import model_processes
-from frontend.triton.control import TritonControl
+from frontend.supervisor import triton
+from frontend.triton.control import ModelState, TritonControl
 
 log = logging.getLogger(__name__)
 
 SCAN_SECONDS = 1.0
 """Interval at which model processes that somebody else had loaded are found."""
+LONGEST_PAUSE = 60.0
+"""s between attempts at a model that cannot be brought back; the pauses double from one second on."""
+
+Load = Callable[[str, bool], Awaitable[None]]
+"""Loads the named model and checks it; the second argument says that Triton takes it for ready although its process has died."""
 
 
 class ModelWatch:
-    """Holds a pidfd of every model process: the kernel tells of an end at once, whatever ended it.
+    """Compares, once a second and whenever a model process ends, what should be loaded with what is.
+
+    A pidfd of every model process tells of its end at once, whatever ended it.
 
     Args:
         server: gives the process id of tritonserver, None while it is not running.
+        load: loads one model.
+        regions: gives the paths of the service's shared-memory regions.
     """
 
-    def __init__(self, control: TritonControl, server: Callable[[], int | None]) -> None:
-        self._control, self._server = control, server
+    def __init__(
+        self, control: TritonControl, server: Callable[[], int | None], load: Load, regions: Callable[[], list[str]]
+    ) -> None:
+        self._control, self._server, self._load, self._regions = control, server, load, regions
         self._watched: dict[int, tuple[int, str]] = {}
-        self._reloading: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.resident: set[str] = set()
-        """Models that Triton last said are ready: what is loaded again after a restart."""
-        self.restarting = False
-        """While a new server is loading them, what it says is not what should be resident."""
+        self._working: dict[str, asyncio.Task[None]] = {}
+        self._failures: dict[str, tuple[int, float]] = {}
+        self._orphans: set[str] = set()
+        self._changed = asyncio.Event()
+        self.wanted: set[str] = set()
+        """Models that should be loaded: those of the start, and those that somebody has loaded since and not unloaded."""
 
     @property
     def processes(self) -> list[int]:
@@ -44,65 +55,98 @@ class ModelWatch:
     async def run(self) -> None:
         """Goes on until it is cancelled."""
         while True:
-            self.refresh()
-            # While the server is being restarted, what was resident before counts.
-            with suppress(ServerUnavailable):
-                states = await self._control.states()
-                if not self.restarting:
-                    self.resident = {name for name, state in states.items() if state.state == "READY"}
-            await asyncio.sleep(SCAN_SECONDS)
+            self._changed.clear()
+            with suppress(ServerUnavailable):  # it is being restarted, and its models are brought back once it answers
+                await self._reconcile(await self._control.states())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), SCAN_SECONDS)
+
+    async def _reconcile(self, states: dict[str, ModelState]) -> None:
+        self.refresh()
+        living = {model for _, model in self._watched.values()}
+        for name, state in states.items():
+            if state.state == "READY":
+                self.wanted.add(name)
+            elif state.reason == "unloaded":
+                self.wanted.discard(name)
+        for name in self.wanted - set(self._working):
+            found = states.get(name)
+            dead = found is not None and found.state == "READY" and name not in living
+            lost = found is None or found.state == "UNAVAILABLE"
+            if not dead and not lost:
+                if found is not None and found.state == "READY":
+                    self._failures.pop(name, None)
+            elif time.monotonic() >= self._failures.get(name, (0, 0.0))[1]:
+                self._working[name] = asyncio.create_task(self._bring_back(name, dead))
+        if not self._working and not any(state.state == "LOADING" for state in states.values()):
+            self._remove_orphans()
+
+    async def _bring_back(self, name: str, dead: bool) -> None:
+        started = time.monotonic()
+        log.error("model process died" if dead else "model is not loaded", extra={"model": name})
+        try:
+            await self._load(name, dead)
+        except ForcegateError as error:
+            failures = self._failures.get(name, (0, 0.0))[0] + 1
+            pause = min(2.0 ** (failures - 1), LONGEST_PAUSE)
+            self._failures[name] = (failures, time.monotonic() + pause)
+            if not error.retryable:
+                # It says itself that it must not be served: a checkpoint that differs, a gate that failed.
+                self.wanted.discard(name)
+            log.error(
+                "model could not be brought back",
+                extra={"model": name, "code": error.code, "detail": error.detail, "failures": failures, "again": error.retryable},
+            )
+        else:
+            log.warning("model is back", extra={"model": name, "seconds": round(time.monotonic() - started, 2)})
+        finally:
+            del self._working[name]
+            self._changed.set()
 
     def refresh(self) -> None:
         """Finds new model processes."""
         server = self._server()
         if server is None:
             return
-        for pid, model in model_processes(server).items():
+        for pid, model in triton.model_processes(server).items():
             if pid in self._watched:
                 continue
             try:
                 descriptor = os.pidfd_open(pid)
-            except ProcessLookupError:
+            except OSError:  # it has ended in this moment
                 continue
             self._watched[pid] = (descriptor, model)
             asyncio.get_running_loop().add_reader(descriptor, self._ended, pid)
 
     def _ended(self, pid: int) -> None:
-        descriptor, model = self._watched.pop(pid)
+        descriptor, _ = self._watched.pop(pid)
         asyncio.get_running_loop().remove_reader(descriptor)
         os.close(descriptor)
-        if model not in self._reloading:
-            task = asyncio.create_task(self._heal(model, pid))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        # An unload or a reload by somebody else also ends a process; Triton's index changes within moments.
+        asyncio.get_running_loop().call_later(0.1, self._changed.set)
 
-    async def _heal(self, model: str, pid: int) -> None:
-        """Reloads a model that Triton takes for ready and that has no living process."""
-        # An unload or a reload by somebody else also ends a process; its state changes within moments.
-        await asyncio.sleep(0.1)
-        self.refresh()
-        try:
-            state = (await self._control.states()).get(model)
-        except ServerUnavailable:
-            return  # the whole server is gone, and its keeper restores the models
-        if state is None or state.state != "READY" or any(name == model for _, name in self._watched.values()):
+    def _remove_orphans(self) -> None:
+        """Unlinks the shared memory of model processes that have died; Triton keeps it until its own end.
+
+        A region is taken for orphaned when no living process names it at two scans in a row: between its making and the start of
+        its process there is a moment.
+        """
+        server = self._server()
+        if server is None:
             return
-        log.error("model process died", extra={"model": model, "pid": pid})
-        self._reloading.add(model)
-        started = time.monotonic()
-        try:
-            await self._control.reload(model)
-            log.warning("model is back", extra={"model": model, "seconds": round(time.monotonic() - started, 2)})
-        except ForcegateError as error:
-            log.error("model could not be brought back", extra={"model": model, "code": error.code, "detail": error.detail})
-        finally:
-            self._reloading.discard(model)
-            self.refresh()
+        named = triton.regions_in_use(server)
+        orphans = {path for path in self._regions() if os.path.basename(path) not in named}
+        for path in orphans & self._orphans:
+            with suppress(OSError):
+                os.unlink(path)
+        self._orphans = orphans - self._orphans
 
-    def close(self) -> None:
-        """Stops watching."""
-        for task in self._tasks:
+    async def close(self) -> None:
+        """Stops watching, and whatever is being brought back."""
+        tasks = list(self._working.values())
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         loop = asyncio.get_running_loop()
         for descriptor, _ in self._watched.values():
             loop.remove_reader(descriptor)

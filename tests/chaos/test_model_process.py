@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -88,10 +89,11 @@ def test_out_of_memory_is_halved_until_it_fits(fragile: RunningService) -> None:
     assert fragile.metric("forcegate_out_of_memory", model="faulty") > before
 
 
-def test_a_structure_that_kills_the_model_is_refused_and_its_neighbours_answered(fragile: RunningService) -> None:
+@pytest.mark.parametrize("symbol", ["Pm", "Po"], ids=["in the forward pass", "while its graph is built"])
+def test_a_structure_that_kills_the_model_is_refused_and_its_neighbours_answered(fragile: RunningService, symbol: str) -> None:
     expected = reference(fragile)
     old = fragile.stub("faulty").pid
-    batch = [ARGON] * 10 + [with_element("Pm")] + [ARGON] * 5
+    batch = [ARGON] * 10 + [with_element(symbol)] + [ARGON] * 5
     results = evaluate(batch, "faulty", raise_errors=False, address=fragile.grpc, timeout=60)
     assert results[10].error is not None
     assert results[10].error.code == "evaluation_failed"
@@ -112,6 +114,29 @@ def test_a_hung_evaluation_is_ended_by_the_watchdog(fragile: RunningService) -> 
     assert time.monotonic() - started < 30, "the watchdog is set to 3 s here"
     assert "Timeout (0:00:03)" in fragile.log("triton"), "its traceback tells where the model hung"
     wait_for_other_process(fragile, "faulty", old, 15)
+
+
+def test_a_model_that_is_killed_again_while_it_comes_back_comes_back(fragile: RunningService) -> None:
+    first = fragile.stub("lj-argon")
+    first.kill()
+    second = None
+    deadline = time.monotonic() + 10
+    while second is None and time.monotonic() < deadline:
+        with suppress(StopIteration):
+            found = fragile.stub("lj-argon")
+            second = found if found.pid != first.pid else None
+        time.sleep(0.02)
+    assert second is not None, "the first replacement never started"
+    second.kill()
+    wait_for_other_process(fragile, "lj-argon", second.pid, 20)
+    assert evaluate([ARGON], "lj-argon", address=fragile.grpc)[0].energy == pytest.approx(reference(fragile))
+
+
+def test_after_all_of_it_no_shared_memory_is_leaked(fragile: RunningService) -> None:
+    deadline = time.monotonic() + 15
+    while len(fragile.shared_memory()) > 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert len(fragile.shared_memory()) == 2, "one region for each model that lives"
 
 
 def test_after_all_of_it_there_is_one_process_for_each_model(fragile: RunningService) -> None:

@@ -19,14 +19,14 @@ def die_with(path: Path, *structures: Structure) -> None:
     """A process that ends during a pass over these structures."""
     child = os.fork()
     if child == 0:
-        with Journal(path).evaluating([(each, "") for each in structures]):
+        with Journal(path).during([(each, "") for each in structures], acquit=True):
             os._exit(1)
     os.waitpid(child, 0)
 
 
 def test_a_pass_that_ends_leaves_nothing(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "m")
-    with journal.evaluating([(structure(3.0), "")]):
+    with journal.during([(structure(3.0), "")], acquit=True):
         pass
     assert Journal(tmp_path / "m").empty
 
@@ -34,7 +34,7 @@ def test_a_pass_that_ends_leaves_nothing(tmp_path: Path) -> None:
 def test_a_pass_that_raises_is_not_a_death(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "m")
     try:
-        with journal.evaluating([(structure(3.0), "")]):
+        with journal.during([(structure(3.0), "")], acquit=True):
             raise RuntimeError
     except RuntimeError:
         pass
@@ -59,11 +59,19 @@ def test_two_deaths_alone_condemn_and_one_does_not(tmp_path: Path) -> None:
 def test_who_survives_a_pass_alone_is_acquitted(tmp_path: Path) -> None:
     die_with(tmp_path / "m", structure(3.0), structure(4.0))
     journal = Journal(tmp_path / "m")
-    with journal.evaluating([(structure(3.0), "")]):
+    with journal.during([(structure(3.0), "")], acquit=True):
         pass
     again = Journal(tmp_path / "m")
     assert not again.suspected(structure(3.0), "")
     assert again.suspected(structure(4.0), "")
+
+
+def test_a_step_before_the_last_acquits_nobody(tmp_path: Path) -> None:
+    die_with(tmp_path / "m", structure(3.0))
+    journal = Journal(tmp_path / "m")
+    with journal.during([(structure(3.0), "")], acquit=False):
+        pass
+    assert Journal(tmp_path / "m").suspected(structure(3.0), "")
 
 
 def test_files_that_are_cut_short_do_no_harm(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from forcefields.base import Graph, Result
 from forcefields.lennard_jones.adapter import LennardJones
 from forcegate.structure import Structure
 
-HANG, CRASH, RAISE, MEMORY, SLOW, NOT_A_NUMBER = 43, 61, 85, 87, 2, 86
-"""Tc hangs holding the GIL, Pm kills the process, At raises, Fr has too little memory unless alone, He sleeps, Rn gives NaN."""
+HANG, CRASH, CRASH_IN_GRAPH, RAISE, MEMORY, SLOW, NOT_A_NUMBER = 43, 61, 84, 85, 87, 2, 86
+"""Tc hangs holding the GIL, Pm kills the process, Po does so before, At raises, Fr has too little memory unless alone, He sleeps,
+Rn gives NaN."""
 
 
 class Faulty(LennardJones):
@@ -29,6 +30,8 @@ class Faulty(LennardJones):
 
     def graph(self, structure: Structure, head: str) -> Graph:
         """The pairs, with the elements beside them."""
+        if CRASH_IN_GRAPH in structure.numbers:
+            os.kill(os.getpid(), signal.SIGKILL)
         graph = super().graph(structure, head)
         object.__setattr__(graph.payload, "numbers", set(structure.numbers.tolist()))
         return graph
