@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ase.data import chemical_symbols
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from forcefields import catalogue as catalogues
 from forcefields.catalogue import Catalogue
@@ -30,6 +32,8 @@ from frontend.supervisor.service import Loaded, Service
 
 Prepare = Callable[[Settings, Catalogue, list[str], Callable[[str], None]], Catalogue]
 
+OWNER = "service.json"
+"""File in the state folder that the service holds a lock on; it says which process that is."""
 EXAMPLE = """{"model_name": "%s", "atoms": {"symbols": ["%s"], "positions": [[0, 0, 0]], "cell": %s}}"""
 
 
@@ -45,9 +49,7 @@ def run(settings: Settings, prepare: Prepare, setup_only: bool = False) -> int:
     # In a file or a pipe rich would fold the table into 80 columns.
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 132)
 
-    def say(line: str) -> None:
-        console.print(f"[dim]{datetime.now(UTC):%H:%M:%S}[/] {line}", markup=True)
-
+    say = partial(_say, console)
     # The catalogue is read in many processes, by the same variables in each.
     os.environ[catalogues.EXTRA_FAMILIES] = settings.families
     os.environ[catalogues.STATE] = str(settings.state.resolve())
@@ -62,17 +64,23 @@ def run(settings: Settings, prepare: Prepare, setup_only: bool = False) -> int:
         # The supervisor's own log; what a person should see goes through `say`.
         (settings.state / "logs").mkdir(parents=True, exist_ok=True)
         jsonlog.configure(settings.log_level, process="supervisor", stream=(settings.state / "logs" / "supervisor.log").open("a"))
-        return asyncio.run(_serve(settings, catalogue, names, say, console))
+        return asyncio.run(_serve(settings, catalogue, names, console))
 
 
-async def _serve(settings: Settings, catalogue: Catalogue, names: list[str], say: Callable[[str], None], console: Console) -> int:
+def _say(console: Console, line: str, style: str = "") -> None:
+    """One line with the time. What errors and paths say is not markup: rich would take ``[/tmp/a]`` for the end of a style."""
+    console.print(Text.assemble((f"{datetime.now(UTC):%H:%M:%S} ", "dim"), (line, style)))
+
+
+async def _serve(settings: Settings, catalogue: Catalogue, names: list[str], console: Console) -> int:
+    say = partial(_say, console)
     service = Service(settings, catalogue, settings.state / "model_repository", say)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     try:
-        start = asyncio.create_task(_start(service, settings, catalogue, names, say, console))
+        start = asyncio.create_task(_start(service, settings, catalogue, names, console))
         stopped = asyncio.create_task(stop.wait())
         waiting: set[asyncio.Future[Any]] = {stopped, service.failed}
         await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -83,7 +91,7 @@ async def _serve(settings: Settings, catalogue: Catalogue, names: list[str], say
         start.result()
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if service.failed.done():
-            say(f"[red]{service.failed.result()}[/]")
+            say(service.failed.result(), style="red")
             return 1
         return 0
     finally:
@@ -92,9 +100,8 @@ async def _serve(settings: Settings, catalogue: Catalogue, names: list[str], say
         say("stopped, nothing is left behind")
 
 
-async def _start(
-    service: Service, settings: Settings, catalogue: Catalogue, names: list[str], say: Callable[[str], None], console: Console
-) -> None:
+async def _start(service: Service, settings: Settings, catalogue: Catalogue, names: list[str], console: Console) -> None:
+    say = partial(_say, console)
     started = time.monotonic()
     say("starting tritonserver")
     await service.start_triton()
@@ -103,19 +110,17 @@ async def _start(
 
     async def load(name: str) -> Loaded:
         outcome = await service.load(catalogue.resolve(name))
-        say(f"{name}: {'ready' if outcome.error is None else '[red]not served[/]'} after {outcome.seconds:.1f} s")
+        served, style = ("ready", "") if outcome.error is None else ("not served", "red")
+        say(f"{name}: {served} after {outcome.seconds:.1f} s", style)
         return outcome
 
     with _working(console, names):
         outcomes = await asyncio.gather(*(load(name) for name in names))
         await service.start_gateway()
     service.keep_alive()
-    console.print(_table(outcomes))
-    for outcome in outcomes:
-        if outcome.error is not None:
-            console.print(f"[red]{outcome.variant.name}[/]: {outcome.error}")
+    _print_outcomes(console, outcomes)
     for line in _where_to_go(settings, outcomes):
-        console.print(line, markup=False)
+        console.print(Text(line))
     say(f"serving after {time.monotonic() - started:.1f} s; Ctrl-C stops everything")
 
 
@@ -132,6 +137,13 @@ def _working(console: Console, names: list[str]) -> Iterator[None]:
         yield
 
 
+def _print_outcomes(console: Console, outcomes: list[Loaded]) -> None:
+    console.print(_table(outcomes))
+    for outcome in outcomes:
+        if outcome.error is not None:
+            console.print(Text.assemble((outcome.variant.name, "red"), f": {outcome.error}"))
+
+
 def _table(outcomes: list[Loaded]) -> Table:
     table = Table("model", "checkpoint", "gate", "nearest to its tolerance", "device", "memory", "seconds")
     for outcome in outcomes:
@@ -143,19 +155,25 @@ def _table(outcomes: list[Loaded]) -> Table:
         measured = [check for check in checks if check["deviation"] is not None]
         worst = max(measured, key=lambda check: check["deviation"] / check["tolerance"], default=None)
         table.add_row(
-            outcome.variant.name,
+            Text(outcome.variant.name),
             outcome.variant.checkpoint.sha256[:12],
             f"[green]{passed}[/]" if outcome.error is None else f"[red]{outcome.error.code}[/]",
-            f"{worst['name']}: {worst['deviation']:.1e} of {worst['tolerance']:.0e} {worst['unit']}" if worst else "",
-            str(outcome.report.get("device", "")) if gate else "",
+            Text(f"{worst['name']}: {worst['deviation']:.1e} of {worst['tolerance']:.0e} {worst['unit']}" if worst else ""),
+            Text(str(outcome.report.get("device", "")) if gate else ""),
             f"{outcome.report.get('resident_mb', 0)} MB" if gate else "",
             f"{outcome.seconds:.1f}",
         )
     return table
 
 
+def address(settings: Settings) -> str:
+    """The URL at which this machine reaches the gateway: a wildcard is an address to listen on, not one to go to."""
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
 def _where_to_go(settings: Settings, outcomes: list[Loaded]) -> Iterator[str]:
-    url = f"http://{settings.host}:{settings.port}"
+    url = address(settings)
     yield f"REST     {url}  (documentation at {url}/docs)"
     yield f"gRPC     {settings.grpc_address}    metrics http://127.0.0.1:{settings.metrics_port}/metrics and {url}/metrics"
     yield f"logs     {settings.state / 'logs'}"
@@ -167,10 +185,32 @@ def _where_to_go(settings: Settings, outcomes: list[Loaded]) -> Iterator[str]:
         yield "try      " + f"curl -s {url}/api/v1/single_point -H 'Content-Type: application/json' -d '{body}'"
 
 
+def owner(settings: Settings) -> dict[str, Any] | None:
+    """What the process that has the state folder now told of itself: ``pid``, ``url``, perhaps nothing yet. None if none has it."""
+    try:
+        with (settings.state / OWNER).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _told(file)
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def _told(file: TextIO) -> dict[str, Any]:
+    file.seek(0)
+    try:
+        told = json.loads(file.read())
+    except ValueError:  # it has not been written yet
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
 @contextmanager
 def _owned(settings: Settings) -> Iterator[None]:
     """Two services on one state folder would write into each other's reports and logs."""
-    path: Path = settings.state / "service.json"
+    path: Path = settings.state / OWNER
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
@@ -179,19 +219,26 @@ def _owned(settings: Settings) -> Iterator[None]:
             f"The state folder {settings.state} cannot be written: {error.strerror}.", "Set FORCEGATE_STATE."
         ) from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            told = file.read().strip() or "{}"
+        if not _locked(file):
             raise SetupError(
-                f"A service is running already on the state folder {settings.state}: {told}.",
+                f"A service is running already on the state folder {settings.state}: {json.dumps(_told(file))}.",
                 "Stop it, or set FORCEGATE_STATE and the ports to others.",
-            ) from None
+            )
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "port": settings.port, "grpc_port": settings.grpc_port}))
+        file.write(json.dumps({"pid": os.getpid(), "url": address(settings), "grpc_port": settings.grpc_port}))
         file.flush()
         try:
             yield
         finally:
             file.truncate(0)
+
+
+def _locked(file: TextIO) -> bool:
+    for _ in range(5):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)  # one that only asks who the owner is holds it for a moment
+        else:
+            return True
+    return False

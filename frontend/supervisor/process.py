@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import os
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
 PR_SET_PDEATHSIG = 1
 LARGEST_LOG = 50 * 2**20
-"""Bytes. A longer log is set aside when the process starts again."""
+"""Bytes. A longer log is set aside, and one that was set aside before it is dropped."""
+LOG_SECONDS = 10.0
+"""Interval at which the lengths of logs are looked at."""
 
 
 class ChildProcess:
@@ -35,8 +41,7 @@ class ChildProcess:
     async def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Starts it in a session of its own: Ctrl-C in the terminal reaches the supervisor alone, which stops all in order."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        if self.log.exists() and self.log.stat().st_size > LARGEST_LOG:
-            self.log.replace(self.log.with_suffix(".old"))
+        set_aside(self.log)
         parent = os.getpid()
         with self.log.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
@@ -46,7 +51,7 @@ class ChildProcess:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=lambda: _die_with(parent),
+                preexec_fn=lambda: die_with(parent),
             )
 
     async def wait(self) -> int:
@@ -75,7 +80,38 @@ class ChildProcess:
             return ""
 
 
-def _die_with(parent: int) -> None:
+def set_aside(path: Path) -> bool:
+    """Copies a log that has grown too long to ``<name>.old`` and empties it, while processes go on writing at its end.
+
+    Whoever writes has opened it to append, or would leave a hole as long as the log was. Lines written between the copy and the
+    emptying are lost.
+
+    Returns:
+        Whether the log was too long.
+    """
+    old = path.with_suffix(".old")
+    try:
+        if path.stat().st_size <= LARGEST_LOG:
+            return False
+        old.unlink(missing_ok=True)
+        shutil.copyfile(path, old)
+        os.truncate(path, 0)
+    except FileNotFoundError:
+        return False
+    except OSError as error:  # a full disk ends no service; the log is tried again
+        log.error("log not set aside", extra={"path": str(path), "detail": str(error)})
+    return True
+
+
+async def keep_short(logs: Sequence[Path]) -> None:
+    """Sets logs aside when they grow too long, until it is cancelled."""
+    while True:
+        for path in logs:
+            await asyncio.to_thread(set_aside, path)
+        await asyncio.sleep(LOG_SECONDS)
+
+
+def die_with(parent: int) -> None:
     """Runs in the child: the kernel sends it SIGTERM when its parent ends, however that ends."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it ended before the call above
