@@ -20,11 +20,13 @@ from exporters import checkpoints, environments
 from exporters.environments import Environment
 from forcefields.catalogue import load
 from forcegate.errors import SetupError
+from frontend.settings import Settings
 from frontend.settings import load as load_settings
 from frontend.supervisor import checks
 from tests.service import ROOT, environment, free_ports
 
 Usage = namedtuple("Usage", "total used free")
+Memory = namedtuple("Memory", "available")
 
 
 def serve(state: Path, ports: list[int], *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
@@ -74,10 +76,25 @@ def test_a_setting_that_does_not_fit_is_named(tmp_path: Path) -> None:
 
 
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("M", "available")(int(0.7e9)))
-    ports = dict(zip(("port", "grpc_port", "metrics_port", "http_port"), free_ports(4), strict=True))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(int(0.7e9)))
     with pytest.raises(SetupError, match=r"0\.7 GB of memory are free"):
-        checks.check_machine(load_settings(state=tmp_path, models=("lj-argon",), **ports))
+        checks.check_machine(_settings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("full", "told"),
+    [
+        ("state", r"Only 0\.01 GB of disk are free at .*state\..*FORCEGATE_STATE"),
+        ("/dev/shm", r"Only 5 MB of shared memory \(/dev/shm\) are free.*--shm-size"),
+    ],
+)
+def test_a_disk_too_small_to_serve_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, full: str, told: str) -> None:
+    settings = _settings(tmp_path / "state")
+    checks.check_machine(settings)
+    small = Path(tmp_path, full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1e12, 0, 5e6 if Path(path) == small else 1e12))
+    with pytest.raises(SetupError, match=told):
+        checks.check_machine(settings)
 
 
 def test_too_little_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -216,6 +233,11 @@ def test_environments_hold_what_they_pin_and_conflict_where_they_must() -> None:
         ).stdout.split()
     assert all(values[0].startswith("2.13.0") for values in found.values())
     assert found["sevennet"][2] != found["chgnet"][2]
+
+
+def _settings(state: Path) -> Settings:
+    ports = dict(zip(("port", "grpc_port", "metrics_port", "http_port"), free_ports(4), strict=True))
+    return load_settings(state=state, models=("lj-argon",), **ports)
 
 
 def _requirements(folder: Path, text: str) -> Path:
