@@ -304,6 +304,12 @@ REFERENCES: dict[str, dict[str, Reference]] = {
     "mace": {
         "far fragments": Reference("vacuum", "the package's neighbour search takes 8 GB", hopeless=True),
     },
+    "mattersim": {
+        "slab TTF, c = 0": _SINGULAR,
+        "wire FTF": Reference("vacuum", "the package wraps atoms along directions that are not periodic, which tears the wire"),
+        "far fragments": Reference("vacuum", "the package's float32 positions resolve 5e-4 A there"),
+        "left-handed cell": Reference("right-handed", "the package's stress has the wrong sign: it divides by the determinant"),
+    },
     "fairchem": {
         "slab TTF, c = 0": Reference("vacuum", "the package refuses a cell without volume"),
         "far fragments": Reference("vacuum", "the package's float32 positions resolve 5e-4 A there"),
@@ -312,6 +318,9 @@ REFERENCES: dict[str, dict[str, Reference]] = {
         **dict.fromkeys(("slab TTF", "slab TTF, c = 0", "slab TFT", "slab TTF in xz", "slab of Al", "wire FTF"), _PARTLY),
         "far fragments": Reference("vacuum", "the package's float32 positions resolve 5e-4 A there"),
         "left-handed cell": Reference("right-handed", "the stress of the direct pair repulsion has the wrong sign"),
+    },
+    "grace": {
+        "slab TTF, c = 0": Reference("vacuum", "the package raises: it inverts a singular cell"),
     },
     "matgl": {
         **dict.fromkeys(("slab TTF", "slab TTF, c = 0", "slab TFT", "slab TTF in xz", "slab of Al", "wire FTF"), _CLUSTER),
