@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -69,30 +70,81 @@ def _prepare(settings: Settings, catalogue: Catalogue, names: list[str], say: Ca
 
 @contextmanager
 def running_service(url: str | None = None) -> Iterator[str]:
-    """The URL of a running service. One that is not up is started, and stopped again at the end.
+    """The URL of a service that is ready. One that is starting is waited for; where there is none, it is started and stopped again.
+
+    Args:
+        url: of the service that is meant; by default the settings tell.
 
     Raises:
-        SetupError: it did not start; what it said is on the terminal.
+        SetupError: it did not start, and what it said is on the terminal; or ``url`` is not where the settings would start one.
     """
     from frontend import settings as all_settings
+    from frontend.supervisor import launch
 
     settings = all_settings.load()
-    url = (url or f"http://{settings.host}:{settings.port}").rstrip("/")
+    own = launch.address(settings)
+    url = (url or own).rstrip("/")
     if _ready(url):
         yield url
         return
-    process = subprocess.Popen([sys.executable, "-m", "forcegate.cli", "serve"], env=os.environ, start_new_session=True)
+    if not _same(url, own):
+        raise SetupError(f"No service is ready at {url}.", f"Start it there, or leave --url out to use one at {own}.")
+    with _started(settings) as url:
+        yield url
+
+
+@contextmanager
+def _started(settings: Settings) -> Iterator[str]:
+    """Waits for the service of these settings, starting it unless another process has the state folder: that one is starting it."""
+    from forcegate.cli.terminal import messages
+    from frontend.supervisor import launch
+
+    url = launch.address(settings)
+    process: subprocess.Popen[bytes] | None = None
+    waiting_for: int | None = None
+    deadline = time.monotonic() + START_SECONDS
     try:
-        deadline = time.monotonic() + START_SECONDS
         while not _ready(url):
-            if process.poll() is not None or time.monotonic() > deadline:
+            owner = launch.owner(settings)
+            if time.monotonic() > deadline or (process is not None and process.poll() is not None and owner is None):
                 raise SetupError("The service did not start.", "What it said is above.")
+            if process is None and owner is None:
+                url, process = launch.address(settings), _spawn()
+            elif owner is not None and (process is None or process.poll() is not None):
+                # Its ports may have been given to it as options, which the settings here do not know.
+                url = owner.get("url", url)
+                if waiting_for != owner.get("pid", waiting_for):
+                    waiting_for = owner["pid"]
+                    messages().print(f"A service is starting already (process {waiting_for}); waiting until it is ready.")
             time.sleep(0.2)
         yield url
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        process.wait(settings.drain_seconds * 2 + 20)
+        if process is not None:
+            _stop(process, settings.drain_seconds * 2 + 20)
+
+
+def _spawn() -> subprocess.Popen[bytes]:
+    """The service in a session of its own, which Ctrl-C does not reach; it ends with this process, however that ends."""
+    from frontend.supervisor.process import die_with
+
+    parent = os.getpid()
+    return subprocess.Popen(
+        [sys.executable, "-m", "forcegate.cli", "serve"], start_new_session=True, preexec_fn=lambda: die_with(parent)
+    )
+
+
+def _stop(process: subprocess.Popen[bytes], patience: float) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _same(one: str, other: str) -> bool:
+    return urlsplit(one.replace("//localhost", "//127.0.0.1")).netloc == urlsplit(other).netloc
 
 
 def _ready(url: str) -> bool:
