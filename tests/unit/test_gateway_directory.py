@@ -41,6 +41,7 @@ class Control:
         self.parameters = parameters(VARIANT, CATALOGUE.family_of(VARIANT))
         self.away = False
         self.failure: ForcegateError | None = None
+        self.reloads = 0
 
     def say(self, state: str, reason: str = "") -> None:
         self.index = {NAME: ModelState(NAME, state, reason)}
@@ -59,6 +60,10 @@ class Control:
             self.say("UNAVAILABLE", self.failure.to_wire())
             raise self.failure
         self.say("READY")
+
+    async def reload(self, name: str) -> None:
+        self.reloads += 1
+        await self.load(name)
 
     async def unload(self, _name: str) -> None:
         self.say("UNAVAILABLE", "unloaded")
@@ -199,6 +204,54 @@ def test_a_dead_process_shows_though_triton_calls_it_ready(directory: Directory,
         report(tmp_path, os.getpid(), time=2.0)
         await directory.poll()
         assert directory.entry(NAME).state == READY
+
+    run(steps)
+
+
+def failed(directory: Path, error: ForcegateError, pid: int) -> None:
+    """The report of a process that refused to serve, and has ended."""
+    told = {"code": error.code, "detail": error.detail, "hint": error.hint}
+    report(directory, pid, ready=False, error=told, time=2.0)
+
+
+def test_a_dead_model_that_could_not_be_brought_back_has_failed(directory: Directory, control: Control, tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    async def steps() -> None:
+        control.say("READY")
+        report(tmp_path, process.pid)
+        await directory.poll()
+        process.kill()
+        process.communicate()
+        # The process that refused may be seen in its last moments: it is not the one that Triton sends requests to.
+        failed(tmp_path, GateFailed("Forces differ."), os.getpid())
+        for _ in range(2):
+            await directory.poll()
+            assert directory.entry(NAME).state == FAILED
+            with pytest.raises(GateFailed, match="Forces differ"):
+                directory.facts(NAME)
+        assert not directory.recently_ready(NAME)
+        # Triton takes it for ready, so that only a changed configuration makes it load anything.
+        report(tmp_path, os.getpid(), time=3.0)
+        assert directory.entry(NAME).state == FAILED
+        assert (await directory.load(NAME, 5)).state == READY
+        assert control.reloads == 1
+
+    run(steps)
+
+
+def test_a_reload_that_failed_leaves_the_copy_that_is_alive(directory: Directory, control: Control, tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+
+    async def steps() -> None:
+        control.say("READY")
+        report(tmp_path, os.getpid())
+        await directory.poll()
+        failed(tmp_path, GateFailed("Forces differ."), process.pid)
+        await directory.poll()
+        assert directory.entry(NAME).state == READY
+        assert directory.facts(NAME).model == NAME
 
     run(steps)
 
