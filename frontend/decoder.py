@@ -67,7 +67,10 @@ class Decoder:
     async def warm(self) -> None:
         """Starts one process, so that the first large body need not wait for it."""
         process = await self._free.get()
-        self._free.put_nowait(process or await self._start())
+        try:
+            process = process or await self._start()
+        finally:
+            self._free.put_nowait(process)
 
     async def close(self) -> None:
         """Ends all processes."""
@@ -88,9 +91,10 @@ class Decoder:
                 "The body took more memory to read than there is.", "Send fewer structures in one request."
             ) from None
         finally:
+            # Before anything that waits: a second cancellation would end the wait, and the place would be lost for ever.
+            self._free.put_nowait(returned)
             if returned is None and process is not None:
                 await asyncio.shield(self._end(process))
-            self._free.put_nowait(returned)
         if isinstance(outcome, ForcegateError):
             raise outcome
         if isinstance(outcome, SinglePoint | Batch | MultiModel):

@@ -29,6 +29,7 @@ Calculation = Literal["single_point", "batch", "multi_model"]
 MAX_MODELS = 16
 """Models that one comparison may name."""
 _NAME_LENGTH = 200
+_HOLD_TEXT: frozenset[type] = frozenset((str, list, dict))
 _NUMBERS: frozenset[type] = frozenset((int, float, type(None)))
 """Types that arrays of coordinates may hold. A null is a NaN, as JSON encoders write it; the model refuses it by name."""
 
@@ -113,7 +114,7 @@ def loads(body: bytes, media: MediaType) -> Any:
         except orjson.JSONDecodeError:
             if b"NaN" in body or b"Infinity" in body:
                 # Python's own encoder writes NaN as a bare word. It is read here, so that the structure is refused by name.
-                return json.loads(body)
+                return _cleaned(json.loads(body))
             raise
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
@@ -265,7 +266,7 @@ def _options(data: Mapping[str, Any]) -> Options:
     return Options(
         forces=_flag(data, "compute_forces", True),
         stress=_flag(data, "compute_stress", True),
-        head=_clean(head or "")[:_NAME_LENGTH],
+        head=(head or "")[:_NAME_LENGTH],
         dispersion=dispersion or "auto",
     )
 
@@ -280,7 +281,7 @@ def _text(data: Mapping[str, Any], name: str) -> str:
     value = _required(data, name)
     if not isinstance(value, str):
         raise InvalidRequest(f"`{name}` has to be a text, and it is {_kind(value)}.")
-    return _clean(value)[:_NAME_LENGTH]
+    return value[:_NAME_LENGTH]
 
 
 def _flag(data: Mapping[str, Any], name: str, default: bool) -> bool:
@@ -297,6 +298,17 @@ def _kind(value: Any) -> str:
 def _kind_of_type(kind: type) -> str:
     words = {str: "a text", bytes: "bytes", bool: "true or false", int: "a number", float: "a number", dict: "an object"}
     return cast(str, words.get(kind, "null" if kind is type(None) else "a list" if kind in (list, tuple) else "something else"))
+
+
+def _cleaned(value: Any) -> Any:
+    """``value`` with every text in it as valid Unicode; other readers than Python's own refuse what is not."""
+    if isinstance(value, str):
+        return _clean(value)
+    if isinstance(value, list):
+        return [_cleaned(entry) if type(entry) in _HOLD_TEXT else entry for entry in value]
+    if isinstance(value, dict):
+        return {_clean(key): _cleaned(entry) for key, entry in value.items()}
+    return value
 
 
 def _clean(text: str) -> str:

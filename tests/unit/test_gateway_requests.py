@@ -136,6 +136,18 @@ def test_a_lone_surrogate_in_a_name_can_be_written_out_again() -> None:
     orjson.dumps(caught.value.as_dict())
 
 
+@pytest.mark.parametrize("surrogate", [b"\\ud800", b"\xed\xa0\x80"], ids=["escaped", "raw"])
+def test_lone_surrogates_in_names_of_models_and_heads_can_be_written_out_again(surrogate: bytes) -> None:
+    body = (
+        b'{"x": NaN, "model_names": ["a", "@"], "task_params": {"head": "@", "heads": {"@": "@"}}, '
+        b'"atoms": {"symbols": ["Ar"], "positions": [[0, 0, 0]]}}'
+    ).replace(b"@", surrogate)
+    record = decode("multi_model", body, "json", LIMITS)
+    assert isinstance(record, MultiModel)
+    assert record.models[0] == "a"
+    orjson.dumps([record.models, record.heads, record.options.head])
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -267,6 +279,45 @@ def test_a_decoder_that_is_killed_is_replaced() -> None:
             with pytest.raises(BodyTooLarge):
                 await task
             assert isinstance(await decoder.decode("single_point", body, "json", call(60)), SinglePoint)
+        finally:
+            await decoder.close()
+
+    asyncio.run(scene())
+
+
+def test_two_cancellations_at_once_do_not_lose_a_place() -> None:
+    """The caller goes away at the moment of the deadline."""
+    body = json.dumps({"model_name": "m", "atoms": ARGON, "padding": "[]" * 3_000_000}).encode()
+
+    async def scene() -> None:
+        decoder = Decoder(LIMITS, processes=1)
+        try:
+            await decoder.warm()
+            task = asyncio.create_task(decoder.decode("single_point", body, "json", call(60)))
+            await asyncio.sleep(0.01)
+            for _ in range(2):
+                task.cancel()
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert isinstance(await decoder.decode("single_point", body, "json", call(20)), SinglePoint)
+        finally:
+            await decoder.close()
+
+    asyncio.run(scene())
+
+
+def test_a_decoder_that_cannot_be_started_costs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = orjson.dumps({"model_name": "m", "atoms": {"format": "xyz", "text": "1\n\nAr 0 0 0\n"}})
+
+    async def scene() -> None:
+        decoder = Decoder(LIMITS, processes=1)
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr("sys.executable", "/nonexistent")
+                with pytest.raises(FileNotFoundError):
+                    await decoder.warm()
+            assert isinstance(await decoder.decode("single_point", body, "json", call(20)), SinglePoint)
         finally:
             await decoder.close()
 
