@@ -25,7 +25,14 @@ _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 _INLINE_NUMBERS = 6_000
 """Answers with fewer numbers than this are encoded on the event loop: it takes less time than handing them to a thread."""
 
+SILENCE_SECONDS = 10.0
+"""A body of which nothing comes for so long is given up: it may have no sender any more, and the service waits for it to stop."""
+
 __all__ = ["JSON", "MSGPACK", "ClientDisconnect", "Shared", "answer", "encode", "error_response", "media_type", "read_body"]
+
+
+class BodyLate(DeadlineExceeded):
+    """The body did not come in time. The connection is closed, as what was asked for may never end."""
 
 
 class Shared:
@@ -64,7 +71,7 @@ async def read_body(request: Request, call: Call, admission: Admission, limit: i
     Raises:
         BodyTooLarge: it is longer than ``limit``.
         Overloaded: too many large bodies are being read at this moment.
-        DeadlineExceeded: it did not come in time.
+        BodyLate: it did not come before the deadline, or nothing of it came for ``SILENCE_SECONDS``.
         ClientDisconnect: the client went away.
     """
     length = request.headers.get("content-length", "")
@@ -73,22 +80,26 @@ async def read_body(request: Request, call: Call, admission: Admission, limit: i
     receive = receive or request.receive
     chunks: list[bytes] = []
     size = 0
+    now = asyncio.get_running_loop().time
+    deadline = now() + max(call.remaining, 0.001)
     try:
         with admission.body() as grow:
-            while True:
-                message = await receive() if not chunks else await asyncio.wait_for(receive(), max(call.remaining, 0.001))
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                if chunk := message.get("body", b""):
-                    size += len(chunk)
-                    if size > limit:
-                        raise _too_large(limit)
-                    grow(len(chunk))
-                    chunks.append(chunk)
-                if not message.get("more_body", False):
-                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            async with asyncio.timeout_at(min(deadline, now() + SILENCE_SECONDS)) as patience:
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    if chunk := message.get("body", b""):
+                        size += len(chunk)
+                        if size > limit:
+                            raise _too_large(limit)
+                        grow(len(chunk))
+                        chunks.append(chunk)
+                    if not message.get("more_body", False):
+                        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                    patience.reschedule(min(deadline, now() + SILENCE_SECONDS))
     except TimeoutError:
-        raise DeadlineExceeded("The request's body did not arrive in time.") from None
+        raise BodyLate("The request's body did not arrive in time.") from None
 
 
 def wants_msgpack(accept: str) -> bool:
@@ -133,7 +144,7 @@ def error_response(error: ForcegateError, accept: str, retry_after: int = 1) -> 
     """The answer for a typed error; with Retry-After where trying again can help."""
     msgpacked = wants_msgpack(accept)
     headers = {"Retry-After": str(retry_after)} if error.status in (429, 503) else {}
-    if isinstance(error, BodyTooLarge):
+    if isinstance(error, BodyTooLarge | BodyLate):
         # The rest of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"
     return Response(encode(error.as_dict(), msgpacked), error.status, headers, MSGPACK if msgpacked else JSON)

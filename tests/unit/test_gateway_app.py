@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import msgpack
 import pytest
+import uvicorn
 
 from forcegate.errors import BY_CODE
 from frontend import documentation
@@ -142,6 +143,31 @@ def test_a_long_body_is_refused_without_being_read(play: Callable[..., None]) ->
         assert sent <= (2 << 20) + (2 << 16)
 
     play(scene, max_body_mb=2)
+
+
+def test_a_body_that_never_starts_meets_the_deadline_and_holds_up_nothing(tmp_path: Path) -> None:
+    (port, nothing) = free_ports(2)
+    settings = load(port=port, grpc_port=nothing, state=tmp_path, root=ROOT, drain_seconds=20)
+    head = "POST /api/v1/single_point HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nX-Forcegate-Timeout: 0.5\r\n\r\n"
+
+    async def steps() -> None:
+        server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_config=None, timeout_graceful_shutdown=20))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head.encode())
+        await asyncio.sleep(0.1)
+        started = time.monotonic()
+        server.should_exit = True
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 504")
+        assert b"connection: close" in answer.lower()
+        await serving
+        assert time.monotonic() - started < 5
+        writer.close()
+
+    asyncio.run(steps())
 
 
 def test_more_work_than_there_is_room_for_is_refused_at_once(play: Callable[..., None]) -> None:

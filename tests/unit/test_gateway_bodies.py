@@ -112,6 +112,25 @@ def test_a_body_that_trickles_in_meets_the_deadline() -> None:
         asyncio.run(read_body(request, call(0.1), Admission(1, ROOM), 1000))
 
 
+@pytest.mark.parametrize("chunks", [[b"x", b"y"], [b"", b"x"]], ids=["stops", "never starts"])
+def test_a_body_of_which_nothing_comes_is_given_up_before_the_deadline(
+    chunks: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frontend.bodies.SILENCE_SECONDS", 0.05)
+    request, _ = request_of(chunks, pause=3)
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceeded) as caught:
+        asyncio.run(read_body(request, call(), Admission(1, ROOM), 1000))
+    assert time.monotonic() - started < 1
+    assert error_response(caught.value, "").headers["connection"] == "close"
+
+
+def test_a_body_that_comes_slowly_but_steadily_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frontend.bodies.SILENCE_SECONDS", 0.5)
+    request, _ = request_of([b"x"] * 12, pause=0.1)
+    assert asyncio.run(read_body(request, call(), Admission(1, ROOM), 1000)) == b"x" * 12
+
+
 def test_large_bodies_are_bounded_together_and_small_ones_are_not() -> None:
     admission = Admission(1, 3 * SMALL_BODY)
     with admission.body() as one, admission.body() as other, admission.body() as small:
