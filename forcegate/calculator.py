@@ -15,7 +15,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 
 from forcegate import errors
 from forcegate.connection import Connection, extra_outputs, new_request_id
-from forcegate.dispersion import CHOICES
+from forcegate.dispersion import CHOICES, UNCORRECTED
 from forcegate.retries import Attempts
 from forcegate.structure import Structure, from_atoms
 
@@ -53,7 +53,8 @@ class ForcegateCalculator(Calculator):
         connect_timeout: seconds to wait for a service or a model that has never answered this calculator.
         compute: what every call computes. ``("energy",)`` saves the forces where only energies are used (Monte Carlo).
         dispersion: ``none``; ``d3bj`` adds the served D3(BJ) correction of the model's functional; ``auto`` adds it where the
-            model's policy recommends it.
+            model's policy recommends it. Per-atom ``energies`` are left out then: the correction has none, and they would not sum
+            to ``energy``.
 
     Raises:
         ForcegateError: on calculation, the typed error of the model or of the service (``forcegate.errors``).
@@ -89,7 +90,10 @@ class ForcegateCalculator(Calculator):
     @property
     def implemented_properties(self) -> list[str]:  # type: ignore[override]
         """``energy``, ``free_energy``, ``forces``, ``stress`` and the model's further outputs; the first use asks the service."""
-        return ["energy", "free_energy", "forces", "stress", *extra_outputs(self.connection.parameters(self._attempts()))]
+        attempts = self._attempts()
+        extra = extra_outputs(self.connection.parameters(attempts))
+        left_out = UNCORRECTED if self._correction_name(attempts) else ()
+        return ["energy", "free_energy", "forces", "stress", *(name for name in extra if name not in left_out)]
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -135,24 +139,31 @@ class ForcegateCalculator(Calculator):
                 "Stress is defined only for a structure that is periodic in all three directions; "
                 f"this one has pbc={structure.pbc.tolist()}."
             )
-        self._compute |= wanted
-        outputs = self._compute - set(self.results) - (set() if structure.pbc.all() else {"stress"})
         request_id = new_request_id()
         try:
             attempts = self._attempts()
+            correction = self._correction_name(attempts)
+            if correction and (impossible := wanted & UNCORRECTED):
+                raise PropertyNotImplementedError(f"With {correction} added there are no {', '.join(sorted(impossible))}.")
+            self._compute |= wanted
+            outputs = self._compute - set(self.results) - (set() if structure.pbc.all() else {"stress"})
+            outputs -= UNCORRECTED if correction else set()
             request = self.connection.request([structure], sorted(outputs), self.parameters["head"], request_id)
             answer = self.connection.infer(request, attempts)
-            self._correct(answer, structure, request_id, attempts)
+            if correction:
+                self._correct(correction, answer, structure, request_id, attempts)
         except errors.ForcegateError as error:
             error.request_id = request_id
             raise
         self.results |= results_of(answer, len(structure))
 
-    def _correct(self, answer: dict[str, np.ndarray], structure: Structure, request_id: str, attempts: Attempts) -> None:
-        """Adds the dispersion correction to energy, forces and stress, where one was asked for."""
-        name = self.connection.correction(self.parameters["head"], self.dispersion, attempts)
+    def _correction_name(self, attempts: Attempts) -> str | None:
+        return self.connection.correction(self.parameters["head"], self.dispersion, attempts)
+
+    def _correct(self, name: str, answer: dict[str, np.ndarray], structure: Structure, request_id: str, attempts: Attempts) -> None:
+        """Adds the correction by the model ``name`` to energy, forces and stress."""
         outputs = sorted({"energy", "forces", "stress"} & set(answer))
-        if name is None or not outputs:
+        if not outputs:
             return
         if self._correction is None or self._correction.model != name:
             self._correction = Connection(name, self.connection.address)

@@ -14,6 +14,9 @@ from forcegate.errors import DispersionNotSupported
 CHOICES = ("auto", "none", "d3bj")
 """``auto`` adds the correction where the model's policy recommends it."""
 
+UNCORRECTED = frozenset(("energies",))
+"""Outputs that are left out where a correction is added: it has none for each atom, and these would not sum to ``energy``."""
+
 DAMPINGS = ("pbe", "r2scan", "pbesol", "rpbe", "revpbe", "scan", "blyp", "b3lyp", "pbe0", "hse06")
 """Functionals with a served correction, ``d3bj-<name>`` (forcefields/dftd3)."""
 

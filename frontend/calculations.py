@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from forcegate.dispersion import correction
+from forcegate.contract import EXTRA_OUTPUTS, output_specs
+from forcegate.dispersion import UNCORRECTED, correction
 from forcegate.errors import ForcegateError, InvalidRequest, UnknownHead, UnknownModel, UnsupportedTask
 from forcegate.structure import Structure
 from frontend import merge
@@ -29,13 +30,8 @@ WINDOW_ATOMS: Final = 16_384
 room for others, and for the event loop to answer in between."""
 
 UNITS: Final = Shared(
-    {
-        "energy": "eV",
-        "forces": "eV/A",
-        "stress": "eV/A^3, Voigt xx yy zz yz xz xy, positive under tension",
-        "magmoms": "mu_B",
-        "charges": "e",
-    }
+    {spec.name: spec.unit for spec in output_specs(tuple(EXTRA_OUTPUTS))}
+    | {"stress": "eV/A^3, Voigt xx yy zz yz xz xy, positive under tension"}
 )
 
 
@@ -132,6 +128,11 @@ class Asked:
         """The head that answers; empty for a model with a single one."""
         return self.head or self.facts.default_head
 
+    @property
+    def extra_outputs(self) -> tuple[str, ...]:
+        """The model's further outputs, without those that a correction would leave wrong."""
+        return tuple(name for name in self.facts.extra_outputs if self.correction is None or name not in UNCORRECTED)
+
 
 @lru_cache(maxsize=256)
 def provenance(asked: Asked) -> Shared:
@@ -175,7 +176,7 @@ def _head(facts: Facts, head: str) -> str:
 async def _evaluate(service: Service, asked: Asked, structure: Structure, options: Options, call: Call) -> dict[str, Any]:
     facts = asked.facts
     outputs = ("energy", *(("forces",) if options.forces else ()), *(("stress",) if options.stress else ()))
-    model = service.evaluator.evaluate(facts.model, structure, outputs + facts.extra_outputs, asked.head, call)
+    model = service.evaluator.evaluate(facts.model, structure, outputs + asked.extra_outputs, asked.head, call)
     if asked.correction is None:
         arrays = await model
     else:
@@ -192,7 +193,7 @@ async def _evaluate(service: Service, asked: Asked, structure: Structure, option
         "stress": None if stress is None or np.isnan(stress[0]) else stress,
         "max_force": None if forces is None else _largest_norm(forces),
     }
-    for name in facts.extra_outputs:
+    for name in asked.extra_outputs:
         result[name] = arrays[name]
     return result
 

@@ -149,7 +149,9 @@ class Result(BaseModel):
     max_force: float | None = Field(description="eV/A, the largest norm of a force.")
     magmoms: list[float] = Field([], description="mu_B, for each atom; of models that have it.")
     charges: list[float] = Field([], description="e, for each atom; of models that have it.")
-    energies: list[float] = Field([], description="eV, for each atom; of models that have it.")
+    energies: list[float] = Field(
+        [], description="eV, for each atom; of models that have it, and only where no correction is added: they sum to `energy`."
+    )
 
 
 class Answer(BaseModel):
