@@ -64,10 +64,7 @@ class Connection:
         """Triton's service, on an open channel."""
         with self._lock:
             if self._stub is None:
-                # A proxy of the environment, which gRPC would ask otherwise, cannot reach this machine's own loopback.
-                local = self.address.startswith(("127.", "localhost:", "[::1]:"))
-                options = [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not local))]
-                self._channel = grpc.insecure_channel(self.address, options=options)
+                self._channel = grpc.insecure_channel(self.address, options=channel_options(self.address))
                 self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
             return self._stub
 
@@ -231,6 +228,13 @@ class Connection:
                 if self.model in answer.config.parameters["aliases"].string_value.split(","):
                     return name
         return None
+
+
+def channel_options(address: str) -> list[tuple[str, int]]:
+    """The options of every gRPC channel to a Triton at ``address``, the gateway's too."""
+    # A proxy of the environment, which gRPC would ask otherwise, cannot reach this machine's own loopback.
+    local = address.startswith(("127.", "localhost:", "[::1]:"))
+    return [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not local))]
 
 
 def decode(answer: service_pb2.ModelInferResponse) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
+from forcegate.connection import channel_options
 from forcegate.errors import (
     DeadlineExceeded,
     EvaluationFailed,
@@ -23,7 +24,6 @@ from forcegate.errors import (
 )
 from forcegate.structure import Structure
 from frontend.telemetry import Call, Metrics
-from frontend.triton.control import CHANNEL_OPTIONS
 from frontend.triton.directory import Directory
 from frontend.triton.messages import METHOD, infer_request, infer_response
 from frontend.triton.reports import alive
@@ -49,7 +49,7 @@ class Evaluator:
         self._directory = directory
         self._metrics = metrics
         # Channels to one address share a connection unless told otherwise.
-        options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+        options = [*channel_options(address), ("grpc.use_local_subchannel_pool", 1)]
         self._channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CHANNELS)]
         self._calls = itertools.cycle([channel.unary_unary(METHOD) for channel in self._channels])
 
@@ -172,7 +172,13 @@ def typed(error: grpc.aio.AioRpcError, model: str, call: Call) -> ForcegateError
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
         return ServerUnavailable("The inference server does not answer.")
     log.error("Triton refused a request", extra={"model": model, "status": str(code), "text": text[:500]})
-    return EvaluationFailed(f"The inference server could not evaluate this structure with {model!r}.")
+    if code == grpc.StatusCode.INVALID_ARGUMENT:
+        return EvaluationFailed(f"The inference server could not evaluate this structure with {model!r}.")
+    # The model's own failures have come as ours. What is left is the server's: shared memory that is full, a queue, a defect.
+    return ServerUnavailable(
+        f"The inference server failed while it handled a request for {model!r}; the structure is not the reason.",
+        "Try again in a few seconds. If it stays so, the service's log says why.",
+    )
 
 
 def _is_away(text: str) -> bool:

@@ -12,16 +12,9 @@ import tritonclient.grpc.aio as triton
 from google.protobuf.json_format import MessageToDict
 from tritonclient.utils import InferenceServerException
 
+from forcegate.connection import CHANNEL_OPTIONS as CHANNEL_OPTIONS
+from forcegate.connection import channel_options
 from forcegate.errors import ForcegateError, ModelNotReady, ServerUnavailable, from_wire
-
-CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", 2**31 - 1),
-    ("grpc.max_send_message_length", 2**31 - 1),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-]
-"""Messages as long as gRPC can carry (its default of 4 MB stops at 80,000 atoms), and a quick return after a restart."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class TritonControl:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._client = triton.InferenceServerClient(address, channel_args=CHANNEL_OPTIONS)
+        self._client = triton.InferenceServerClient(address, channel_args=channel_options(address))
 
     async def close(self) -> None:
         """Ends the connection."""

@@ -90,6 +90,28 @@ def test_a_further_output_is_computed_once_asked_for_and_then_with_every_geometr
     assert calculator.implemented_properties[-1] == "magmoms"
 
 
+def test_energies_of_atoms_are_left_out_where_a_correction_is_added(address: str, triton: FaultyTriton) -> None:
+    triton.parameters |= {"extra_outputs": "energies,magmoms", "dispersion": "allowed", "functional": "PBE"}
+    with ForcegateCalculator("m", address, dispersion="d3bj", compute=("energy", "energies")) as calc:
+        atoms = attached(calc, bulk("Cu", cubic=True))
+        assert atoms.get_potential_energy() == 8.0, "four of the model and four of the correction"
+        assert calc.implemented_properties[4:] == ["magmoms"]
+        with pytest.raises(PropertyNotImplementedError):
+            atoms.get_potential_energies()
+        with pytest.raises(PropertyNotImplementedError, match="d3bj-pbe"):
+            calc.calculate(atoms, ["energies"])
+        assert "energies" not in calc.results
+    assert "energies" not in {output.name for request in triton.requests for output in request.outputs}
+    with ForcegateCalculator("m", address) as calc:
+        assert attached(calc, bulk("Cu", cubic=True)).get_potential_energies().shape == (4,)
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with ForcegateCalculator("m", address, timeout=10, connect_timeout=1) as calc:
+        assert attached(calc, bulk("Cu")).get_potential_energy() == 1.0
+
+
 def test_energies_alone_where_only_they_are_wanted(address: str, triton: FaultyTriton) -> None:
     with ForcegateCalculator("m", address, compute=("energy",)) as calc:
         attached(calc, bulk("Cu")).get_potential_energy()

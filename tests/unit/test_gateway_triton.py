@@ -78,8 +78,10 @@ def test_a_response_is_read_without_its_batch_axis() -> None:
         (
             "INTERNAL",
             "Failed to increase the shared memory pool size for key 'triton_python_backend_shm_region_1'",
-            EvaluationFailed,
+            ServerUnavailable,
         ),
+        ("RESOURCE_EXHAUSTED", "Exceeds maximum queue size", ServerUnavailable),
+        ("INVALID_ARGUMENT", "[request id: 1] inference input 'cell' has wrong shape, at /a/path", EvaluationFailed),
     ],
 )
 def test_tritons_own_words_never_reach_a_caller(code: str, text: str, expected: type[ForcegateError]) -> None:
@@ -147,6 +149,23 @@ def test_a_crash_is_tried_again_and_nobody_sees_it() -> None:
         triton.faults = [(grpc.StatusCode.INTERNAL, UNHEALTHY)]
         asyncio.get_running_loop().call_later(0.2, triton._revive)
         assert await energy(evaluator, argon(18, 18)) == 2.0
+
+    scene(play)
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+
+    async def play(_triton: FaultyTriton, evaluator: Evaluator, _: Bystander) -> None:
+        assert await energy(evaluator, argon()) == 1.0
+
+    scene(play)
+
+
+def test_full_shared_memory_passes_and_nobody_sees_it() -> None:
+    async def play(triton: FaultyTriton, evaluator: Evaluator, _: Bystander) -> None:
+        triton.faults = [(grpc.StatusCode.INTERNAL, "Failed to increase the shared memory pool size for key 'x'")] * 2
+        assert await energy(evaluator, argon()) == 1.0
 
     scene(play)
 
