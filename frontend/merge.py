@@ -35,7 +35,7 @@ class Outcome:
     """What one model said.
 
     Attributes:
-        model: canonical name.
+        model: the name in the request, which may be an alias.
         functional: that the model or its head was trained on.
         energy: eV, total.
         forces: ``[N, 3]`` in eV/A, or None when not asked for.
