@@ -71,7 +71,7 @@ def own(models: Sequence[str], state: Path, configured: Settings, **overrides: o
         SetupError: it did not start; the message holds the end of what it said.
     """
     names = ("port", "grpc_port", "metrics_port", "http_port")
-    chosen = dict(zip(names, _free_ports(len(names)), strict=True)) | {"models": tuple(models), "state": state, "host": "127.0.0.1"}
+    chosen = dict(zip(names, free_ports(len(names)), strict=True)) | {"models": tuple(models), "state": state, "host": "127.0.0.1"}
     settings = configured.model_copy(update=chosen | overrides)
     state.mkdir(parents=True, exist_ok=True)
     log = state / "serve.log"
@@ -116,7 +116,8 @@ def _answers(settings: Settings) -> bool:
         return False
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nothing listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))

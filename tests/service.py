@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import httpx
 import psutil
+
+from benchmarks.service import free_ports as free_ports
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,17 +86,6 @@ class RunningService:
             if series.partition("{")[0] == name and all(f'{key}="{value_}"' in series for key, value_ in labels.items()):
                 total += float(value)
         return total
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nothing listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def environment(state: Path, models: Sequence[str], ports: Sequence[int], **settings: object) -> dict[str, str]:
