@@ -20,7 +20,7 @@ from forcefields.catalogue import Catalogue, Variant
 from forcegate.errors import ForcegateError, GateFailed, SetupError
 from frontend.settings import PREFIX, Settings
 from frontend.supervisor import triton
-from frontend.supervisor.process import ChildProcess
+from frontend.supervisor.process import ChildProcess, keep_short
 from frontend.supervisor.watch import ModelWatch
 from frontend.triton import canary
 from frontend.triton.control import TritonControl
@@ -139,6 +139,7 @@ class Service:
             asyncio.create_task(self._keep("tritonserver", self._triton, self._restart_triton)),
             asyncio.create_task(self._keep("gateway", self._gateway, self.start_gateway)),
             asyncio.create_task(self._watch.run()),
+            asyncio.create_task(keep_short([self._triton.log, self._gateway.log, self._triton.log.with_name("supervisor.log")])),
         ]
         for keeper in self._keepers:
             keeper.add_done_callback(self._keeper_ended)
