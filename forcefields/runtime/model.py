@@ -64,6 +64,7 @@ class TritonPythonModel:
         self._engine.journal = Journal(self._settings.state / "journal" / args["model_instance_name"])
         self._specs = {spec.name: spec for spec in contract.output_specs(variant.extra_outputs)}
         self._metrics = Metrics(name, pb_utils)
+        transport.carrier()  # now rather than in the first request: it may have to import its library
         gate.write_report(self._settings.state, name, device, time.perf_counter() - started, report, variant.checkpoint.sha256)
         log.info(
             "model ready", extra={"device": device, "seconds": round(time.perf_counter() - started, 2), "limit_edges": limits.edges}

@@ -303,6 +303,7 @@ REFERENCES: dict[str, dict[str, Reference]] = {
     },
     "mace": {
         "far fragments": Reference("vacuum", "the package's neighbour search takes 8 GB", hopeless=True),
+        "left-handed cell": Reference("right-handed", "POLAR's Coulomb energy is wrong: it is divided by the determinant"),
     },
     "mattersim": {
         "slab TTF, c = 0": _SINGULAR,
