@@ -102,6 +102,9 @@ class Variant:
     uses_spin: bool = False
     charge_heads: tuple[str, ...] = ()
     """The heads that use charge and spin, of a model that does so with some of its heads alone; with all of them when empty."""
+    partly_periodic: bool = True
+    """Whether structures are taken that are periodic in one or two directions, such as slabs: a model with interactions of infinite
+    range cannot hear the vacuum that a slab is given."""
     dispersion: str = "none"
     head_dispersion: Mapping[str, str] = field(default_factory=dict)
     """The policy word of heads for which ``dispersion`` does not hold."""

@@ -45,6 +45,7 @@ class _Atoms:
     head: int
     charge: float
     spin: float
+    periodic: bool
 
 
 class _PreciseRepulsion(torch.nn.Module):
@@ -75,10 +76,9 @@ class MACE(ForceField):
         self._species[numbers] = np.arange(len(numbers))
         self._heads = _heads(model, variant)
         self._embedded: dict[str, dict[str, Any]] = dict(getattr(model, "embedding_specs", None) or {})
-        if not set(self._embedded) <= EMBEDDED or (variant.uses_charge, variant.uses_spin) != tuple(
-            name in self._embedded for name in sorted(EMBEDDED)
-        ):
-            raise ValueError(f"the checkpoint embeds {sorted(self._embedded)}, which is not what the catalogue says")
+        known = self._known(model)
+        if not known <= EMBEDDED or (variant.uses_charge, variant.uses_spin) != tuple(name in known for name in sorted(EMBEDDED)):
+            raise ValueError(f"the checkpoint knows {sorted(known)}, which is not what the catalogue says")
         self._dtype: torch.dtype = getattr(torch, variant.dtype)
         repulsion = deepcopy(getattr(model, "pair_repulsion_fn", None))
         self._model, self._device = model.to(device, self._dtype).eval().requires_grad_(False), device
@@ -89,7 +89,16 @@ class MACE(ForceField):
     def load(cls, checkpoint: Path, variant: Variant, device: str) -> MACE:
         """Unpickles a ``.model`` checkpoint of the package, which holds the whole model."""
         with redirect_stdout(stderr), _archives_on(device):
-            return cls(torch.load(checkpoint, map_location=device, weights_only=False), variant, device)
+            model = torch.load(checkpoint, map_location=device, weights_only=False)
+        if type(model).__name__ == "PolarMACE":
+            from forcefields.mace.polar import Polar
+
+            return Polar(model, variant, device)
+        return cls(model, variant, device)
+
+    def _known(self, model: Any) -> set[str]:  # noqa: ARG002
+        """What the model knows of a structure besides its atoms."""
+        return set(self._embedded)
 
     def graph(self, structure: Normalised, head: str) -> Graph:
         """Species, positions and neighbours of one structure.
@@ -114,6 +123,7 @@ class MACE(ForceField):
             self._heads[head],
             charge,
             spin,
+            structure.original is None or bool(structure.original.pbc.any()),
         )
         return Graph(atoms, len(structure), len(senders))
 

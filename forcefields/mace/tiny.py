@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 with redirect_stdout(stderr):
-    from mace.modules import ScaleShiftMACE, interaction_classes
+    from mace.modules import PolarMACE, ScaleShiftMACE, interaction_classes
 from e3nn import o3
 
 NUMBERS = [*range(1, 84), *range(89, 95)]
@@ -23,14 +23,15 @@ def make(kind: str, path: Path) -> None:
 
     Args:
         kind: ``mp`` (MACE-MP-0), ``omat`` (0b and later, MPA-0, OMAT-0: density normalisation, Agnesi transform and ZBL repulsion),
-            ``multihead`` (MH-1: the non-linear interaction, two heads) or ``omol`` (OMOL-0: embeds charge and spin).
+            ``multihead`` (MH-1: the non-linear interaction, two heads), ``omol`` (OMOL-0: embeds charge and spin) or
+            ``polar`` (POLAR-1).
     """
     torch.manual_seed(20240101)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
         with redirect_stdout(stderr):
-            model = ScaleShiftMACE(**_settings(kind))
+            model = PolarMACE(**_polar()) if kind == "polar" else ScaleShiftMACE(**_settings(kind))
         # Written by path, torch would keep the file's name inside of it, and the bytes would depend on where it lies.
         with path.open("wb") as file:
             torch.save(model.float().eval(), file)
@@ -85,3 +86,29 @@ def _settings(kind: str) -> dict[str, Any]:
             "total_charge": embedded | {"num_classes": 21, "offset": 10},
         }
     return settings
+
+
+def _polar() -> dict[str, Any]:
+    """Charges, spins and dipoles that hear each other in one round; what the real ones have two of is here once."""
+    return _settings("omol") | {
+        "num_elements": 83,
+        "atomic_numbers": NUMBERS[:83],
+        "atomic_energies": _settings("omol")["atomic_energies"][:83],
+        "embedding_specs": None,
+        "kspace_cutoff_factor": 1.5,
+        "atomic_multipoles_max_l": 1,
+        "atomic_multipoles_smearing_width": 1.5,
+        "field_feature_max_l": 1,
+        "field_feature_widths": [1.5],
+        "field_feature_norms": [20.0, 0.5],
+        "num_recursion_steps": 1,
+        "include_electrostatic_self_interaction": True,
+        "add_local_electron_energy": True,
+        "field_norm_factor": 1.0,
+        "fixedpoint_update_config": {
+            "type": "AgnosticEmbeddedOneBodyVariableUpdate",
+            "potential_embedding_cls": "AgnosticChargeBiasedLinearPotentialEmbedding",
+            "nonlinearity_cls": "MLPNonLinearity",
+        },
+        "field_readout_config": {"type": "OneBodyMLPFieldReadout"},
+    }

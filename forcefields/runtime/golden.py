@@ -38,7 +38,7 @@ def structures(variant: Variant) -> dict[str, Structure]:
     }
     chosen = {}
     for name, atoms in candidates.items():
-        if set(atoms.numbers.tolist()) <= set(variant.elements):
+        if set(atoms.numbers.tolist()) <= set(variant.elements) and (variant.partly_periodic or len(set(atoms.pbc.tolist())) == 1):
             chosen[name] = from_atoms(displaced(atoms))
     if not any(structure.pbc.all() for structure in chosen.values()):
         chosen |= {name: from_atoms(displaced(atoms)) for name, atoms in _of_one_element(variant).items()}

@@ -69,6 +69,11 @@ def validate(structure: Structure, head: str, variant: Variant, limits: Limits) 
     _elements(structure, variant)
     _charge_and_spin(structure, head, variant)
     _cell(structure)
+    if not variant.partly_periodic and structure.pbc.any() and not structure.pbc.all():
+        raise InvalidCell(
+            f"{variant.name} takes molecules and crystals, no structure that is periodic in some directions alone.",
+            "Its interactions have infinite range: make it periodic in all three directions, with a vacuum of your choice.",
+        )
     return head
 
 

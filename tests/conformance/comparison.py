@@ -12,7 +12,8 @@ from forcegate.contract import voigt_from_matrix
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest deviations: energy in eV per atom, forces in eV/A, stress in eV/A^3, magmoms in mu_B, energies of atoms in eV.
+    """Largest deviations: energy in eV per atom, forces in eV/A, stress in eV/A^3, magmoms in mu_B, and of
+    single atoms energies in eV and charges in e.
 
     The defaults are what float32 leaves: relative rounding of 6e-8, some hundred operations deep.
     """
@@ -22,6 +23,7 @@ class Tolerance:
     stress: float = 1e-5
     magmoms: float = 1e-4
     energies: float = 1e-5
+    charges: float = 1e-5
 
 
 ANALYTIC = Tolerance(energy=1e-10, forces=1e-10, stress=1e-10)

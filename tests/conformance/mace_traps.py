@@ -1,4 +1,4 @@
-"""``environments/mace/bin/python -m tests.conformance.mace_traps FOLDER``: heads, precision, charge and spin of MACE.
+"""``environments/mace/bin/python -m tests.conformance.mace_traps FOLDER``: heads, precision, charge, spin and range of MACE.
 
 Prints, as JSON, one number for each trap; FOLDER has the tiny checkpoints that ``tests.conformance.tiny`` made.
 """
@@ -33,7 +33,7 @@ HEADS = ("omat_pbe", "matpes_r2scan")
 def main() -> None:
     """Springs every trap."""
     folder = Path(sys.argv[1])
-    found = heads(folder) | precision(folder) | charge(folder) | disagreements(folder)
+    found = heads(folder) | precision(folder) | charge(folder) | polar(folder) | disagreements(folder)
     print(json.dumps(found))  # noqa: T201
 
 
@@ -116,6 +116,23 @@ def charge(folder: Path) -> dict[str, float]:
         "refused": float(codes == ["charge_not_supported"] * 2 + ["spin_not_supported"]),
         "default is a neutral singlet": abs(one.energy - other.energy),
         "refused where it would be dropped": float(plain == ["charge_not_supported", "spin_not_supported"]),
+    }
+
+
+def polar(folder: Path) -> dict[str, float]:
+    """A molecule is in open space, and not in the box that makes it periodic; what is neither molecule nor crystal is refused."""
+    engine = served(folder, "tiny-mace-polar")
+    anion = cases.CHARGED["hydroxide"]()
+    boxed = cases.in_vacuum(anion)
+    far = anion.copy()
+    far.positions += 700.0
+    slab = cases.slab()
+    alone, box, moved, refused = answers(engine, [(anion, ""), (boxed, ""), (far, ""), (slab, "")])
+    return {
+        "what a box does to an ion": abs(alone.energy - box.energy),
+        "an ion elsewhere": abs(alone.energy - moved.energy),
+        "a slab is refused": float(refused == "invalid_cell"),
+        "no stress": float(all(result.stress is None for result in (alone, box))),
     }
 
 
