@@ -123,6 +123,10 @@ def with_models(readme: str, families: Catalogue) -> str:
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
+NAMED = 4
+"""Models of a family, and functionals, that README.md names; docs/models.md has them all."""
+
+
 def _shown(family: Family) -> list[Variant]:
     return [variant for variant in family.variants if not variant.hidden]
 
@@ -132,10 +136,11 @@ def _summary(family: Family) -> tuple[str, ...]:
     variants = _shown(family)
     functionals = dict.fromkeys(v.functional_of(head) for v in variants for head in v.heads or ("",))
     sources = dict.fromkeys(SOURCES[v.checkpoint.source] for v in variants)
+    more = len(variants) - NAMED
     return (
         family.title,
-        _codes(v.name for v in variants),
-        "; ".join(functionals),
+        _codes(v.name for v in variants[:NAMED]) + (f" and [{more} more](docs/models.md)" if more > 0 else ""),
+        "; ".join([*functionals][:NAMED]) + (" ..." if len(functionals) > NAMED else ""),
         str(max(len(v.elements) for v in variants)),
         ", ".join(dict.fromkeys(v.licence for v in variants)),
         ", ".join(sources),

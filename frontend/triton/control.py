@@ -12,7 +12,6 @@ import tritonclient.grpc.aio as triton
 from google.protobuf.json_format import MessageToDict
 from tritonclient.utils import InferenceServerException
 
-from forcegate.connection import CHANNEL_OPTIONS as CHANNEL_OPTIONS
 from forcegate.connection import channel_options
 from forcegate.errors import ForcegateError, ModelNotReady, ServerUnavailable, from_wire
 
