@@ -19,7 +19,9 @@ def classes(base: type[ForcegateError]) -> list[type[ForcegateError]]:
 
 
 def test_every_class_has_a_code_of_its_own() -> None:
-    assert sorted(kind.__name__ for kind in set(classes(ForcegateError))) == sorted(kind.__name__ for kind in BY_CODE.values())
+    # Elsewhere a class may refine one of these, under its code: on its way it is the one with that code.
+    here = {kind for kind in classes(ForcegateError) if kind.__module__ == errors.__name__}
+    assert sorted(kind.__name__ for kind in here) == sorted(kind.__name__ for kind in BY_CODE.values())
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.code)
