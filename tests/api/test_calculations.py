@@ -152,8 +152,9 @@ def test_an_element_that_the_model_does_not_know_fails_alone(gateway: httpx.Clie
         ({"model_name": "sevenet-0"}, 404, "unknown_model"),
         ({"model_name": "sevennet-l3i5"}, 503, "model_not_ready"),
         ({"head": "B3LYP"}, 422, "unknown_head"),
-        ({"use_d3": True}, 422, "dispersion_not_supported"),
-        ({"dispersion": "d3bj"}, 422, "dispersion_not_supported"),
+        ({"model_name": "lj-argon", "use_d3": True}, 422, "dispersion_not_supported"),
+        ({"model_name": "lj-argon", "dispersion": "d3bj"}, 422, "dispersion_not_supported"),
+        ({"use_d3": True, "head": "R2SCAN"}, 503, "model_not_ready"),  # d3bj-r2scan is not loaded here
         ({"atoms": {"symbols": ["Po"], "positions": [[0, 0, 0]]}}, 422, "unsupported_element"),
         ({"atoms": {"symbols": ["Na"], "positions": [[0, 0, 0]], "pbc": True}}, 422, "invalid_cell"),
         ({"atoms": {"symbols": ["Na"], "positions": [[0, 0, 0]], "charge": 1}}, 422, "charge_not_supported"),
