@@ -23,7 +23,7 @@ from forcegate.structure import Structure, from_atoms
 Progress = Callable[[int, int | None], None]
 """Called with the number of structures that are done and the number of all, None where that is not known."""
 
-FIRST_WINDOW = 8
+FIRST_WINDOW = 32
 """Requests in flight at the start. The window grows with every quick answer, so that a slow model is not swamped at once."""
 
 HELD_BACK = 4
