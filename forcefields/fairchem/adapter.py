@@ -24,6 +24,9 @@ from forcegate.structure import Structure
 CHARGED_TASK = "omol"
 """The only task that was trained with charge and spin. The others were trained with the spin 0, which stands for none."""
 
+PAIRS_PER_EDGE = 192
+"""How many of AllScAIP's pairs of atoms, each of which attends to the other, take the memory of one neighbour."""
+
 
 class FAIRChem(ForceField):
     """A UMA or eSEN checkpoint; heads are UMA's tasks."""
@@ -36,6 +39,7 @@ class FAIRChem(ForceField):
         self._task = variant.default_head or _only_task(unit, variant)
         self._most_neighbours = int(backbone.max_neighbors)
         self._dtype = unit.inference_settings.base_precision_dtype
+        self._all_to_all = bool(getattr(getattr(backbone, "global_cfg", None), "use_node_path", False))
 
     @classmethod
     def load(cls, checkpoint: Path, variant: Variant, device: str) -> FAIRChem:
@@ -54,6 +58,9 @@ class FAIRChem(ForceField):
             raise ValueError(f"the tasks of the checkpoint differ in what they predict: {tasks}")
         if unit.model.module.backbone.regress_config.direct_forces != variant.direct_forces:
             raise ValueError(f"the catalogue says of direct forces {variant.direct_forces}, and the checkpoint does not")
+        if getattr(getattr(unit.model.module.backbone, "gnn_cfg", None), "use_sincx_mask", False):
+            # Distances of all atoms to all others as they lie in the cell: another energy for another choice of the same cell.
+            raise ValueError("the checkpoint's attention depends on distances that are not periodic")
         most = int(unit.model.module.backbone.max_num_elements)
         return cls(unit, variant, tuple(range(1, most)))
 
@@ -85,7 +92,8 @@ class FAIRChem(ForceField):
             tags=torch.zeros(len(structure), dtype=torch.long),
             dataset=task,
         )
-        return Graph(data, len(structure), edges.shape[1])
+        cost = edges.shape[1] + (len(structure) ** 2 // PAIRS_PER_EDGE if self._all_to_all else 0)
+        return Graph(data, len(structure), cost)
 
     def evaluate(self, graphs: Sequence[Graph], outputs: frozenset[str]) -> list[Result]:  # noqa: ARG002
         """One forward and, for a conservative model, one backward pass over all graphs."""

@@ -20,6 +20,7 @@ from ase.build import bulk, fcc111
 
 from forcefields import catalogue
 from forcefields.catalogue import Variant
+from forcefields.grace import tiny
 from forcefields.grace.adapter import Grace
 from forcefields.runtime import loading
 from forcefields.runtime.engine import Engine
@@ -110,11 +111,28 @@ def exports(folder: Path, checkpoint: Path, variant: Variant) -> dict[str, Any]:
     lengths = np.linalg.norm(by_pair.vectors, axis=1)
     mixed = by_pair.species[by_pair.first] != by_pair.species[by_pair.second]
     return {
+        **_single(folder / "float32", replace(variant, dtype="float32")),
         "without metadata": without.elements == plain.elements and without.cutoff == plain.cutoff,
         "longest bond Na-Cl": float(lengths[mixed].max()),
         "longest bond Na-Na": float(lengths[~mixed].max()),
         "wrong dtype": _refusal(checkpoint, replace(variant, dtype="float32")),
         "on a GPU": _refusal(checkpoint, variant, "cuda:0"),
+    }
+
+
+def _single(path: Path, variant: Variant) -> dict[str, float]:
+    """A model with weights in float32, against the package's calculator."""
+    from tensorpotential.calculator import TPCalculator
+
+    tiny.make("1l-float32", path)
+    crystal = cases.perovskite()
+    energy, forces = answer(Engine(Grace.load(path, variant, "cpu"), variant, loading.limits(variant, 50_000, 0)), crystal)
+    own = TPCalculator(str(path), enable_uq_if_available=False)
+    own.calculate(crystal.copy())
+    return {
+        "float32, energy": abs(energy - own.results["energy"]) / len(crystal),
+        "float32, forces": float(np.abs(forces - own.results["forces"]).max()),
+        "float32, largest force": float(np.abs(forces).max()),
     }
 
 

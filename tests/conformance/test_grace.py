@@ -101,6 +101,13 @@ def test_a_slab_under_little_vacuum(cold: dict[str, Any]) -> None:
     assert abs(cold["slab as served"] - cold["slab in vacuum"]) < 1e-10
 
 
+def test_weights_in_float32(cold: dict[str, Any]) -> None:
+    """eV/atom and eV/A from the package's calculator: not equal to the last digit, as in float64, but within float32's."""
+    assert cold["float32, energy"] < 1e-5
+    assert cold["float32, forces"] < 1e-4
+    assert cold["float32, largest force"] > 0.1
+
+
 def test_other_exports(cold: dict[str, Any]) -> None:
     """Without a file of metadata, with cutoffs by pairs of elements, and what does not fit is refused."""
     assert cold["without metadata"]
