@@ -16,6 +16,7 @@ import httpx
 import psutil
 
 from benchmarks.service import free_ports as free_ports
+from frontend.supervisor.process import die_with
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,6 +113,7 @@ def serving(
     """
     ports = free_ports(4)
     (state / "logs").mkdir(parents=True, exist_ok=True)
+    parent = os.getpid()
     with (state / "logs" / "serve.log").open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "forcegate.cli", "serve"],
@@ -120,6 +122,7 @@ def serving(
             stdout=output,
             stderr=output,
             start_new_session=True,
+            preexec_fn=lambda: die_with(parent),  # a test run that is killed leaves no service behind
         )
     service = RunningService(process, *ports, state=state)
     try:
