@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from forcefields.catalogue import Variant
+from forcefields.neighbours import Neighbours
 from forcegate.structure import Structure
 
 
@@ -20,9 +21,11 @@ class Normalised(Structure):
 
     Attributes:
         original: the structure as it was sent, for a model that treats molecules in another way than crystals.
+        lists: its neighbour list by cutoff, kept by ``forcefields.neighbours``.
     """
 
     original: Structure | None = None
+    lists: dict[float, Neighbours] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class ForceField(ABC):
 
     cutoff: float
     """Radius of the neighbour graph in A."""
+    reads_neighbours: bool = True
+    """Whether ``graph`` reads the neighbour list of ``cutoff``: the runtime then makes it first, and knows the number of pairs."""
     elements: tuple[int, ...]
     """Atomic numbers that this checkpoint knows; the runtime compares them with the catalogue on load."""
 

@@ -26,6 +26,8 @@ CUTOFF = 60 * Bohr
 class DispersionD3(ForceField):
     """The correction for one functional. It has no batches: a structure takes milliseconds."""
 
+    reads_neighbours = False
+
     def __init__(self, damping: RationalDampingParam, cutoff: float) -> None:
         self.cutoff = cutoff
         self.elements = parse_elements("1-94")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from forcefields.base import ForceField
 from forcefields.catalogue import Variant
+from forcefields.neighbours import neighbours
 from forcefields.runtime import physics
 from forcefields.runtime.batch import Job, Tally, evaluate_pack, pack
 from forcefields.runtime.journal import Journal
@@ -108,8 +109,12 @@ class Engine:
 
     def _build(self, job: Job) -> None:
         normalised = physics.normalise(job.structure, self.force_field.cutoff)
-        physics.check_size(normalised, self.force_field.cutoff, self.limits)
-        physics.check_distances(normalised)
+        cutoff = self.force_field.cutoff
+        physics.check_size(normalised, cutoff, self.limits)
+        found = neighbours(normalised, cutoff) if self.force_field.reads_neighbours else None
+        physics.check_distances(normalised, found)
+        if found is not None:
+            physics.check_edges(len(normalised), len(found.first), self.limits)
         graph = self.force_field.graph(normalised, job.head)
         physics.check_edges(graph.atoms, graph.edges, self.limits)
         job.graph = graph
