@@ -9,10 +9,10 @@ import httpx
 COUNTERS = (
     "forcegate_batch_structures_count",
     "forcegate_batch_structures_sum",
-    "forcegate_batch_atoms_sum",
+    "forcegate_atoms",
     "forcegate_pass_atoms_count",
-    "forcegate_evaluation_seconds_sum",
-    "forcegate_graph_seconds_sum",
+    "forcegate_evaluation_seconds",
+    "forcegate_graph_seconds",
 )
 
 
@@ -46,10 +46,10 @@ def parse(text: str, model: str) -> Counters:
 def summary(grown: dict[str, float], seconds: float) -> dict[str, float]:
     """Where the time of a run of ``seconds`` went, as shares, and how large batches and forward passes were."""
     calls, passes = grown["forcegate_batch_structures_count"], grown["forcegate_pass_atoms_count"]
-    evaluation, graphs = grown["forcegate_evaluation_seconds_sum"], grown["forcegate_graph_seconds_sum"]
+    evaluation, graphs = grown["forcegate_evaluation_seconds"], grown["forcegate_graph_seconds"]
     return {
         "mean_batch_structures": grown["forcegate_batch_structures_sum"] / calls if calls else 0.0,
-        "mean_pass_atoms": grown["forcegate_batch_atoms_sum"] / passes if passes else 0.0,
+        "mean_pass_atoms": grown["forcegate_atoms"] / passes if passes else 0.0,
         "share_evaluation": evaluation / seconds,
         "share_checks_and_graphs": graphs / seconds,
         "share_elsewhere": 1 - (evaluation + graphs) / seconds,

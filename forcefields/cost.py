@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from forcefields.cells import volume
 from forcegate.structure import Structure
 
 SPHERE = 4.0 / 3.0 * math.pi
@@ -56,16 +57,15 @@ def estimated_edges(structure: Structure, cutoff: float) -> int:
     them truly before it evaluates them.
     """
     atoms = len(structure)
+    if structure.pbc.all():
+        filled = abs(volume(structure.cell.tolist()))
+        return int(atoms * atoms / filled * SPHERE * cutoff**3) if filled > 0 else atoms * atoms
     vectors = structure.cell[structure.pbc]
     periodic = float(np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0))) if len(vectors) else 1.0
-    free = 1.0
-    if len(vectors) < 3:
-        normals = np.linalg.svd(vectors)[2][len(vectors) :] if len(vectors) else np.eye(3)
-        along = structure.positions @ normals.T
-        # A molecule fills what it spans and half a bond around.
-        free = float(np.prod(np.ptp(along, axis=0) + 2.0))
-    volume = periodic * free
-    if not volume > 0.0 or not math.isfinite(volume):
+    normals = np.linalg.svd(vectors)[2][len(vectors) :] if len(vectors) else np.eye(3)
+    # A molecule or a slab fills what it spans and half a bond around.
+    filled = periodic * float(np.prod(np.ptp(structure.positions @ normals.T, axis=0) + 2.0))
+    if not filled > 0.0 or not math.isfinite(filled):
         return atoms * atoms
-    pairs = atoms * atoms / volume * SPHERE * cutoff**3
+    pairs = atoms * atoms / filled * SPHERE * cutoff**3
     return int(min(pairs, atoms * (atoms - 1)) if not len(vectors) else pairs)

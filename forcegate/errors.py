@@ -250,6 +250,13 @@ class DeadlineExceeded(ForcegateError):
     default_hint = "Allow more time, or send fewer or smaller structures."
 
 
+class Cancelled(ForcegateError):
+    """The caller went away before the answer."""
+
+    code, status = "cancelled", 499
+    default_hint = "Send it again if the answer is still wanted."
+
+
 class SetupError(ForcegateError):
     """The service cannot be set up or started on this machine; the sentence says what to change."""
 

@@ -7,12 +7,35 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from forcefields.base import ForceField, Graph, Result
+from forcefields.runtime.journal import digest
 from forcegate.errors import EvaluationFailed, ForcegateError, OutOfMemory
 from forcegate.structure import Structure
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PassSize:
+    """When a forward pass is full.
+
+    Attributes:
+        full: the sum at which it closes, in the unit of the next two: seconds where the model has been calibrated, else atoms.
+        per_atom, per_edge: what an atom and a directed neighbour pair add to it.
+        edges: directed neighbour pairs that fit into the memory of one pass.
+    """
+
+    full: float
+    per_atom: float = 1.0
+    per_edge: float = 0.0
+    edges: int = 2**62
+
+    def of(self, job: Job) -> float:
+        """What a job adds."""
+        return self.per_atom * job.atoms + self.per_edge * job.edges
+
 
 Guard = Callable[[Sequence["Job"]], AbstractContextManager[None]]
 """Makes a context around one forward pass over some jobs."""
@@ -31,9 +54,28 @@ class Job:
     request_id: str = ""
     alone: bool = False
     """Not to share a pass: the model's process died in one that held this structure."""
+    abandoned: Callable[[], bool] = lambda: False
+    """Whether the caller has gone away."""
+    expected_edges: int = 0
+    """Estimated, for as long as there is no graph."""
     graph: Graph | None = None
     result: Result | None = None
     error: ForcegateError | None = None
+
+    @property
+    def atoms(self) -> int:
+        """Number of atoms."""
+        return len(self.structure)
+
+    @property
+    def edges(self) -> int:
+        """Directed neighbour pairs: counted where the graph is there, else estimated."""
+        return self.expected_edges if self.graph is None else self.graph.edges
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Identifies the structure with its head, for the journal."""
+        return digest(self.structure, self.head)
 
 
 @dataclass
@@ -44,10 +86,14 @@ class Tally:
     bisections: int = 0
     out_of_memory: int = 0
     pass_atoms: list[int] = field(default_factory=list)
+    largest_pass: int = 0
+    """Directed neighbour pairs of the largest pass that was evaluated."""
+    too_large: int = 2**62
+    """Directed neighbour pairs of the smallest pass that ran out of memory."""
 
 
-def pack(jobs: Sequence[Job], atoms: int, edges: int) -> list[list[Job]]:
-    """Splits jobs into forward passes of about ``atoms`` atoms and at most ``edges`` neighbour pairs.
+def pack(jobs: Sequence[Job], size: PassSize) -> list[list[Job]]:
+    """Splits jobs into forward passes of about ``size``.
 
     The order is fixed, so that one batch is always cut in the same way. Passes are made about equally large: the last one of a
     batch is then not a small one that wastes a call. A job without gradients never shares a pass with one that needs them.
@@ -56,17 +102,17 @@ def pack(jobs: Sequence[Job], atoms: int, edges: int) -> list[list[Job]]:
     packs: list[list[Job]] = []
     for wants_gradients in (True, False):
         chosen = [job for job in jobs if not job.alone and bool(job.outputs & GRADIENTS) == wants_gradients]
-        total = sum(_graph(job).atoms for job in chosen)
-        share = total / max(1, round(total / atoms))
+        total = sum(size.of(job) for job in chosen)
+        share = total / max(1, round(total / size.full))
         current: list[Job] = []
-        size = pairs = 0
+        load, pairs = 0.0, 0
         for job in chosen:
-            graph = _graph(job)
-            if current and (size + graph.atoms / 2 > share or pairs + graph.edges > edges):
+            added = size.of(job)
+            if current and (load + added / 2 > share * (1 + 1e-9) or pairs + job.edges > size.edges):
                 packs.append(current)
-                current, size, pairs = [], 0, 0
+                current, load, pairs = [], 0.0, 0
             current.append(job)
-            size, pairs = size + graph.atoms, pairs + graph.edges
+            load, pairs = load + added, pairs + job.edges
         if current:
             packs.append(current)
     return packs + [[job] for job in jobs if job.alone]
@@ -81,16 +127,18 @@ def evaluate_pack(force_field: ForceField, jobs: Sequence[Job], tally: Tally, gu
         guard: the context of each pass (watchdog and journal).
     """
     outputs = frozenset[str]().union(*(job.outputs for job in jobs))
-    atoms = sum(_graph(job).atoms for job in jobs)
+    atoms, edges = sum(job.atoms for job in jobs), sum(job.edges for job in jobs)
     try:
         with guard(jobs):
             results = force_field.evaluate([_graph(job) for job in jobs], outputs)
         tally.passes += 1
         tally.pass_atoms.append(atoms)
+        tally.largest_pass = max(tally.largest_pass, edges)
     except Exception as error:  # whatever a package raises, it must not reach another user's structure
         failure: ForcegateError | None = None
         if memory := is_out_of_memory(error):
             tally.out_of_memory += 1
+            tally.too_large = min(tally.too_large, edges)
         if len(jobs) == 1:
             failure = _failure(error, memory, atoms)
             jobs[0].error = failure

@@ -20,6 +20,7 @@ import numpy as np
 
 from forcefields.base import Result
 from forcefields.catalogue import HERE, Family, Variant
+from forcefields.cost import Cost
 from forcefields.runtime import golden
 from forcefields.runtime.engine import DEFAULT_OUTPUTS, Engine
 from forcefields.runtime.settings import ModelSettings
@@ -234,6 +235,12 @@ def passed(variant: Variant, family: Family, state: Path, threads: str) -> list[
     return _passed_before(_memory(state, variant), combination(variant, family, "cpu", threads))
 
 
+def memory_of_calibration(state: Path, variant: Variant, family: Family, device: str) -> tuple[Path, str]:
+    """Where a model's calibration is remembered, and what it depends on."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return state / "calibrations" / f"{variant.name}.json", combination(variant, family, device, threads)
+
+
 def _memory(state: Path, variant: Variant) -> Path:
     return state / "gates" / f"{variant.name}.json"
 
@@ -267,8 +274,8 @@ def _passed_before(memory: Path, key: str) -> list[dict[str, Any]] | None:
     return data["checks"] if data.get("key") == key else None
 
 
-def write_report(state: Path, name: str, device: str, seconds: float, report: GateReport, sha256: str) -> None:
-    """Tells supervisor and gateway that a model is ready, and how its gate went."""
+def write_report(state: Path, name: str, device: str, seconds: float, report: GateReport, sha256: str, cost: Cost) -> None:
+    """Tells supervisor and gateway that a model is ready, how its gate went, and what its passes cost."""
     write_json(
         state / "reports" / f"{name}.json",
         {
@@ -279,6 +286,7 @@ def write_report(state: Path, name: str, device: str, seconds: float, report: Ga
             "seconds": round(seconds, 3),
             "device": device,
             "checkpoint_sha256": sha256,
+            "cost": cost.as_dict(),
             "pid": os.getpid(),
             "resident_mb": _resident_mb(),
             "time": time.time(),

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import struct
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,8 +42,10 @@ class Journal:
         self._charges_path = path.with_name(path.name + ".json")
         self._charges = self._read_charges()
         self._file = os.open(path.with_name(path.name + ".pass"), os.O_RDWR | os.O_CREAT, 0o600)
+        self._steps: dict[object, Sequence[bytes]] = {}
+        self._writing = threading.Lock()
         died_in = self._read_pass()
-        self._write_pass([])
+        self._write_pass(None, ())
         if died_in:
             self._charge(died_in)
 
@@ -51,27 +54,29 @@ class Journal:
         """Whether nothing is held against any structure, which is nearly always so."""
         return not self._charges
 
-    def suspected(self, structure: Structure, head: str) -> bool:
-        """Whether the model died in a pass with this structure, so that it has to be evaluated alone."""
-        return not self.empty and digest(structure, head).hex() in self._charges
+    def suspected(self, entry: bytes) -> bool:
+        """Whether the model died in a pass with the structure of this digest, so that it has to be evaluated alone."""
+        return entry.hex() in self._charges
 
-    def condemned(self, structure: Structure, head: str) -> bool:
-        """Whether the model died twice in a pass with this structure alone."""
-        return not self.empty and self._charges.get(digest(structure, head).hex(), (0, 0.0))[0] >= LONE_DEATHS
+    def condemned(self, entry: bytes) -> bool:
+        """Whether the model died twice in a pass with the structure of this digest alone."""
+        return self._charges.get(entry.hex(), (0, 0.0))[0] >= LONE_DEATHS
 
     @contextmanager
-    def during(self, structures: Sequence[tuple[Structure, str]], acquit: bool) -> Iterator[None]:
-        """Around a step in which these structures, with their heads, could kill the process.
+    def during(self, digests: Sequence[bytes], acquit: bool) -> Iterator[None]:
+        """Around a step in which the structures of these digests could kill the process.
+
+        Two steps may overlap, each in its thread: the graphs of the next pass are built during this one.
 
         Args:
             acquit: whether what the process survives is no suspect any more: true of the forward pass, which is the last step.
         """
-        digests = [digest(structure, head) for structure, head in structures]
-        self._write_pass(digests)
+        step = object()
+        self._write_pass(step, digests)
         try:
             yield
         finally:  # an exception is not a death either
-            self._write_pass([])
+            self._write_pass(step, ())
             if acquit and not self.empty:
                 self._acquit(digests)
 
@@ -101,8 +106,14 @@ class Journal:
 
     # The page cache keeps what was written when the process dies, so nothing is flushed to the disk.
 
-    def _write_pass(self, digests: Sequence[bytes]) -> None:
-        os.pwrite(self._file, _COUNT.pack(len(digests)) + b"".join(digests), 0)
+    def _write_pass(self, step: object, digests: Sequence[bytes]) -> None:
+        with self._writing:
+            self._steps[step] = digests
+            if not digests:
+                del self._steps[step]
+            # Those of two steps at once are not "alone", whichever of the two it is that ends the process.
+            present = [entry for entries in self._steps.values() for entry in entries]
+            os.pwrite(self._file, _COUNT.pack(len(present)) + b"".join(present), 0)
 
     def _read_pass(self) -> list[bytes]:
         head = os.pread(self._file, _COUNT.size, 0)

@@ -1,16 +1,30 @@
-"""What a model process tells Prometheus, through Triton's own metrics endpoint."""
+"""What a model process tells Prometheus, through Triton's own metrics endpoint, and the log.
+
+Each number that is told crosses to the server and back, a tenth of a millisecond, so it is done in a thread, behind the answers;
+and what is only added up is told in sums.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from forcefields.runtime.engine import Report
 
+log = logging.getLogger(__name__)
+
 _SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 _ATOMS = [1, 8, 32, 128, 512, 2_048, 8_192, 32_768]
-_EDGES = [100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000]
-_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
+_SUMS = {
+    "atoms": "Atoms of the structures that were evaluated",
+    "edges": "Directed neighbour pairs of the structures that were evaluated",
+    "evaluation_seconds": "Seconds of evaluation",
+    "graph_seconds": "Seconds of checking and graph building; where it goes on during the evaluation it is not a part of that",
+}
+"""Counters by the attribute of ``Report`` that they add up."""
 
 
 class Metrics:
@@ -22,37 +36,27 @@ class Metrics:
         # A family that is dropped takes its metrics with it, so they are kept.
         self._families: list[Any] = []
         self._structures = self._histogram("forcegate_batch_structures", "Structures in one call of the model", _SIZES)
-        self._atoms = self._histogram("forcegate_batch_atoms", "Atoms in one call of the model", _ATOMS)
-        self._edges = self._histogram("forcegate_batch_edges", "Neighbour pairs in one call of the model", _EDGES)
         self._pass_atoms = self._histogram("forcegate_pass_atoms", "Atoms in one forward pass", _ATOMS)
-        self._evaluation = self._histogram("forcegate_evaluation_seconds", "Seconds of evaluation in one call", _SECONDS)
-        self._graph = self._histogram("forcegate_graph_seconds", "Seconds of checking and graph building in one call", _SECONDS)
+        self._sums = {name: self._counter(f"forcegate_{name}", text) for name, text in _SUMS.items()}
         self._memory = self._counter("forcegate_out_of_memory", "Forward passes that ran out of memory and were halved")
         self._bisections = self._counter("forcegate_bisections", "Forward passes that failed and were halved")
         self._rejected_family = self._family("forcegate_rejected", "Structures answered by an error, by its code", "COUNTER")
         self._rejected: dict[str, Any] = {}
 
-    def observe(self, report: Report) -> None:
-        """Adds one call of the engine."""
-        for histogram, value in (
-            (self._structures, report.structures),
-            (self._atoms, report.atoms),
-            (self._edges, report.edges),
-            (self._evaluation, report.evaluation_seconds),
-            (self._graph, report.graph_seconds),
-        ):
-            histogram.observe(value)
-        for atoms in report.tally.pass_atoms:
-            self._pass_atoms.observe(atoms)
-        # Every call crosses to the server and back, a tenth of a millisecond: nothing is told that has not happened.
-        if report.tally.out_of_memory:
-            self._memory.increment(report.tally.out_of_memory)
-        if report.tally.bisections:
-            self._bisections.increment(report.tally.bisections)
-        for code, count in report.rejected.items():
-            if code not in self._rejected:
-                self._rejected[code] = self._rejected_family.Metric(labels={**self._labels, "code": code})
-            self._rejected[code].increment(count)
+    def observe(self, reports: Sequence[Report]) -> None:
+        """Adds some calls of the engine."""
+        for report in reports:
+            self._structures.observe(report.structures)
+            for atoms in report.tally.pass_atoms:
+                self._pass_atoms.observe(atoms)
+            for code, count in report.rejected.items():
+                if code not in self._rejected:
+                    self._rejected[code] = self._rejected_family.Metric(labels={**self._labels, "code": code})
+                self._rejected[code].increment(count)
+        for name, counter in self._sums.items():
+            _add(counter, sum(getattr(report, name) for report in reports))
+        _add(self._memory, sum(report.tally.out_of_memory for report in reports))
+        _add(self._bisections, sum(report.tally.bisections for report in reports))
 
     def _family(self, name: str, description: str, kind: str) -> Any:
         family = self._pb.MetricFamily(name=name, description=description, kind=getattr(self._pb.MetricFamily, kind))
@@ -64,3 +68,50 @@ class Metrics:
 
     def _histogram(self, name: str, description: str, buckets: Sequence[float]) -> Any:
         return self._family(name, description, "HISTOGRAM").Metric(labels=self._labels, buckets=list(buckets))
+
+
+def _add(counter: Any, amount: float) -> None:
+    if amount:
+        counter.increment(amount)
+
+
+class Teller:
+    """A thread that tells of calls after they have been answered.
+
+    Args:
+        observe: given the reports that have come since it was last called.
+        note: writes the log line of one call, given its report and the ids of its requests.
+    """
+
+    def __init__(self, observe: Callable[[Sequence[Report]], None], note: Callable[[Report, Sequence[str]], None]) -> None:
+        self._observe, self._note = observe, note
+        self._told: SimpleQueue[tuple[Report, Sequence[str]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="teller", daemon=True)
+        self._thread.start()
+
+    def tell(self, report: Report, request_ids: Sequence[str]) -> None:
+        """Leaves a call to the thread."""
+        self._told.put((report, request_ids))
+
+    def close(self) -> None:
+        """Returns when all has been told."""
+        self._told.put(None)
+        self._thread.join(10.0)
+
+    def _run(self) -> None:
+        while True:
+            calls = [self._told.get()]
+            try:
+                while True:
+                    calls.append(self._told.get_nowait())
+            except Empty:
+                pass
+            known = [call for call in calls if call is not None]
+            try:
+                self._observe([report for report, _ in known])
+                for report, request_ids in known:
+                    self._note(report, request_ids)
+            except Exception:  # a metric that cannot be counted must not end the thread
+                log.exception("the metrics could not be updated")
+            if len(known) < len(calls):
+                return

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils  # provided by Triton's stub
 
 from forcefields import catalogue
-from forcefields.runtime import gate, loading, transport
+from forcefields.runtime import calibration, gate, loading, transport
 from forcefields.runtime.batch import Job
-from forcefields.runtime.engine import Engine
+from forcefields.runtime.engine import Engine, Report
 from forcefields.runtime.journal import Journal
-from forcefields.runtime.metrics import Metrics
+from forcefields.runtime.metrics import Metrics, Teller
 from forcefields.runtime.settings import ModelSettings, keep_out_of_home
+from forcefields.runtime.watchdog import Watchdog
 from forcegate import contract, jsonlog, tensors
-from forcegate.errors import ForcegateError, ModelNotReady
+from forcegate.errors import Cancelled, ForcegateError, ModelNotReady
 
 log = logging.getLogger(__name__)
 
@@ -58,17 +58,21 @@ class TritonPythonModel:
         checkpoint = Path(args["model_repository"]) / args["model_version"] / variant.checkpoint.file
         force_field = loading.load(families, variant, checkpoint, device)
         limits = loading.limits(variant, self._settings.max_atoms, self._settings.memory_gb)
-        self._engine = Engine(force_field, variant, limits, watchdog=self._watchdog)
-        report = gate.pass_or_raise(self._engine, families.family_of(variant), device, self._settings)
+        watchdog = Watchdog(self._settings.watchdog_seconds)
+        # On a CPU a second thread would take the GIL and a core from the evaluation that it runs beside.
+        self._engine = engine = Engine(force_field, variant, limits, watchdog=watchdog.watch, ahead=device != "cpu")
+        family = families.family_of(variant)
+        report = gate.pass_or_raise(engine, family, device, self._settings)
+        found = calibration.calibrated(engine, device, *gate.memory_of_calibration(self._settings.state, variant, family, device))
+        engine.size, engine.limits = found.size, replace(limits, edges=found.cost.edges)
         # From here on: a process that somebody kills during its gate says nothing against the gate's structures.
-        self._engine.journal = Journal(self._settings.state / "journal" / args["model_instance_name"])
+        engine.journal = Journal(self._settings.state / "journal" / args["model_instance_name"])
         self._specs = {spec.name: spec for spec in contract.output_specs(variant.extra_outputs)}
-        self._metrics = Metrics(name, pb_utils)
+        self._teller = Teller(Metrics(name, pb_utils).observe, _note)
         transport.carrier()  # now rather than in the first request: it may have to import its library
-        gate.write_report(self._settings.state, name, device, time.perf_counter() - started, report, variant.checkpoint.sha256)
-        log.info(
-            "model ready", extra={"device": device, "seconds": round(time.perf_counter() - started, 2), "limit_edges": limits.edges}
-        )
+        seconds = time.perf_counter() - started
+        gate.write_report(self._settings.state, name, device, seconds, report, variant.checkpoint.sha256, found.cost)
+        log.info("model ready", extra={"device": device, "seconds": round(seconds, 2), "limit_edges": engine.limits.edges})
 
     def _fail(self, name: str, error: ForcegateError) -> None:
         gate.write_failure(self._settings.state, name, error)
@@ -79,32 +83,17 @@ class TritonPythonModel:
         """Called by Triton with the requests of one batch; every request gets its own response or its own error."""
         read = [self._read(request) for request in requests]
         jobs = [job for _width, request_jobs, _error in read for job in request_jobs]
-        started = time.perf_counter()
         report = self._engine.run(jobs)
         responses = [
             self._respond(request, width, request_jobs, error)
             for request, (width, request_jobs, error) in zip(requests, read, strict=True)
         ]
-        try:
-            self._metrics.observe(report)
-        except Exception:  # a metric that cannot be counted must not cost the answers
-            log.exception("the metrics could not be updated")
-        log.info(
-            "batch",
-            extra={
-                "request_ids": [request.request_id() for request in requests],
-                "structures": report.structures,
-                "atoms": report.atoms,
-                "edges": report.edges,
-                "passes": report.tally.passes,
-                "rejected": report.rejected,
-                "seconds": round(time.perf_counter() - started, 5),
-            },
-        )
+        self._teller.tell(report, [request.request_id() for request in requests])
         return responses
 
     def finalize(self) -> None:
         """Called by Triton before the process ends."""
+        self._teller.close()
         log.info("model unloaded")
 
     def _read(self, request: Any) -> tuple[int, list[Job], Any]:
@@ -116,7 +105,8 @@ class TritonPythonModel:
             head = json.loads(request.parameters() or "{}").get(contract.HEAD_PARAMETER, "")
             outputs = frozenset(request.requested_output_names()) or frozenset(self._specs)
             request_id = request.request_id()
-            jobs = [Job(structure, str(head), outputs, request_id) for structure in tensors.unpack(arrays)]
+            gone = request.is_cancelled
+            jobs = [Job(structure, str(head), outputs, request_id, abandoned=gone) for structure in tensors.unpack(arrays)]
             return arrays["numbers"].shape[1], jobs, None
         except Exception as error:
             log.warning("request not readable", exc_info=error)
@@ -137,20 +127,28 @@ class TritonPythonModel:
         specs = [self._specs[name] for name in names]
         return pb_utils.InferenceResponse(transport.write_outputs(jobs, width, specs, pb_utils))
 
-    @contextmanager
-    def _watchdog(self, atoms: int) -> Iterator[None]:
-        """Ends this process when the forward pass hangs. It works in a thread of C, so code that holds the GIL is caught too."""
-        limit = self._settings.watchdog_seconds * max(1.0, atoms / 256)
-        faulthandler.dump_traceback_later(limit, exit=True)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+
+def _note(report: Report, request_ids: Sequence[str]) -> None:
+    """The log line of one call."""
+    log.info(
+        "batch",
+        extra={
+            "request_ids": request_ids,
+            "structures": report.structures,
+            "atoms": report.atoms,
+            "edges": report.edges,
+            "passes": report.tally.passes,
+            "rejected": report.rejected,
+            "seconds": round(report.seconds, 5),
+        },
+    )
 
 
 def _triton_code(error: ForcegateError) -> Any:
     # The enum itself: given a plain int, the constructor of TritonError raises, and the whole batch fails with it.
     codes = pb_utils.TritonError
+    if isinstance(error, Cancelled):
+        return codes.CANCELLED
     return codes.UNAVAILABLE if error.retryable else codes.INVALID_ARG
 
 

@@ -63,7 +63,7 @@ def counts(service: RunningService, model: str) -> tuple[float, float, float]:
     return (
         service.metric("forcegate_batch_structures_sum", model=model),
         service.metric("forcegate_batch_structures_count", model=model),
-        service.metric("forcegate_batch_atoms_sum", model=model),
+        service.metric("forcegate_atoms", model=model),
     )
 
 
@@ -73,5 +73,5 @@ def test_the_models_metrics_tell_what_was_refused_and_why(service: RunningServic
     with pytest.raises(Exception, match="was not trained on Cu"):
         calculator.get_potential_energy(bulk("Cu"))
     assert service.metric("forcegate_rejected", model="lj-argon", code="unsupported_element") == before + 1
-    for name in ("forcegate_evaluation_seconds_sum", "forcegate_batch_edges_sum", "forcegate_pass_atoms_sum"):
+    for name in ("forcegate_evaluation_seconds", "forcegate_edges", "forcegate_pass_atoms_sum"):
         assert service.metric(name, model="chgnet-0.3.0") > 0

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from forcefields import catalogue
 from forcefields.base import ForceField, Graph, Normalised, Result
 from forcefields.catalogue import Variant
-from forcefields.runtime.batch import GRADIENTS, Job, Tally, evaluate_pack, is_out_of_memory, pack
+from forcefields.runtime.batch import GRADIENTS, Job, PassSize, Tally, evaluate_pack, is_out_of_memory, pack
 from forcefields.runtime.engine import DEFAULT_OUTPUTS, Engine
 from forcefields.runtime.physics import Limits
 from forcegate import errors
@@ -118,9 +118,11 @@ jobs_of_any_kind = st.lists(
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(jobs_of_any_kind)
 def test_packing(jobs: list[Job]) -> None:
-    packs = pack(jobs, atoms=128, edges=6000)
+    packs = pack(jobs, PassSize(128, edges=6000))
     assert sorted(id(entry) for entries in packs for entry in entries) == sorted(map(id, jobs)), "each job is in exactly one pass"
-    assert [list(map(id, entries)) for entries in packs] == [list(map(id, e)) for e in pack(jobs, 128, 6000)], "the order is fixed"
+    assert [list(map(id, entries)) for entries in packs] == [list(map(id, e)) for e in pack(jobs, PassSize(128, edges=6000))], (
+        "the order is fixed"
+    )
     for entries in packs:
         assert len({bool(entry.outputs & GRADIENTS) for entry in entries}) == 1, "gradients are not computed for who wants none"
         assert len(entries) == 1 or not any(entry.alone for entry in entries)
@@ -134,16 +136,23 @@ def test_packing(jobs: list[Job]) -> None:
 
 def test_shares_are_equal() -> None:
     """Twenty structures of eight atoms are one pass of 160 and not one of 128 with a small one behind it."""
-    assert sizes(pack([job(8) for _ in range(20)], 128, 10**6)) == [[8] * 20]
-    assert sizes(pack([job(8) for _ in range(36)], 128, 10**6)) == [[8] * 18] * 2
+    assert sizes(pack([job(8) for _ in range(20)], PassSize(128))) == [[8] * 20]
+    assert sizes(pack([job(8) for _ in range(36)], PassSize(128))) == [[8] * 18] * 2
 
 
 def test_a_large_structure_has_a_pass_of_its_own() -> None:
-    assert [1000] in sizes(pack([job(8), job(1000), job(8)], 128, 10**6))
+    assert [1000] in sizes(pack([job(8), job(1000), job(8)], PassSize(128)))
+
+
+def test_molecules_share_a_longer_pass_than_a_crystal_of_as_many_atoms() -> None:
+    """Where a pair costs more than an atom, ten atoms with few neighbours are not as much work as ten with many."""
+    size = PassSize(full=0.109, per_atom=0.001, per_edge=0.0001)  # full with ten atoms of 99 neighbours each
+    assert len(pack([job(10, 990) for _ in range(8)], size)) == 8
+    assert len(pack([job(10, 40) for _ in range(8)], size)) == 1
 
 
 def test_pairs_close_a_pass() -> None:
-    assert sizes(pack([job(1, 600), job(1, 600), job(1, 300)], 128, 1000)) == [[1], [1, 1]]
+    assert sizes(pack([job(1, 600), job(1, 600), job(1, 300)], PassSize(128, edges=1000))) == [[1], [1, 1]]
 
 
 @pytest.mark.parametrize("guilty", range(8))

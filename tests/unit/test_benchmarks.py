@@ -104,9 +104,9 @@ def test_metrics_of_one_model_between_two_moments() -> None:
         'forcegate_batch_structures_count{{model="a"}} {calls}\n'
         'forcegate_batch_structures_sum{{model="a"}} {structures}\n'
         'forcegate_batch_structures_sum{{model="b"}} 1000\n'
-        'forcegate_batch_atoms_sum{{model="a"}} {atoms}\n'
+        'forcegate_atoms{{model="a"}} {atoms}\n'
         'forcegate_pass_atoms_count{{model="a"}} {passes}\n'
-        'forcegate_evaluation_seconds_sum{{model="a"}} {seconds}\n'
+        'forcegate_evaluation_seconds{{model="a"}} {seconds}\n'
     )
     before = metrics.parse(text.format(calls=1, structures=1, atoms=8, passes=1, seconds=0.5), "a")
     after = metrics.parse(text.format(calls=5, structures=65, atoms=520, passes=5, seconds=2.0), "a")

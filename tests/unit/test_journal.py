@@ -19,14 +19,14 @@ def die_with(path: Path, *structures: Structure) -> None:
     """A process that ends during a pass over these structures."""
     child = os.fork()
     if child == 0:
-        with Journal(path).during([(each, "") for each in structures], acquit=True):
+        with Journal(path).during([digest(each, "") for each in structures], acquit=True):
             os._exit(1)
     os.waitpid(child, 0)
 
 
 def test_a_pass_that_ends_leaves_nothing(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "m")
-    with journal.during([(structure(3.0), "")], acquit=True):
+    with journal.during([digest(structure(3.0), "")], acquit=True):
         pass
     assert Journal(tmp_path / "m").empty
 
@@ -34,7 +34,7 @@ def test_a_pass_that_ends_leaves_nothing(tmp_path: Path) -> None:
 def test_a_pass_that_raises_is_not_a_death(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "m")
     try:
-        with journal.during([(structure(3.0), "")], acquit=True):
+        with journal.during([digest(structure(3.0), "")], acquit=True):
             raise RuntimeError
     except RuntimeError:
         pass
@@ -44,34 +44,34 @@ def test_a_pass_that_raises_is_not_a_death(tmp_path: Path) -> None:
 def test_all_of_a_deadly_pass_are_suspects_and_none_is_condemned(tmp_path: Path) -> None:
     die_with(tmp_path / "m", structure(3.0), structure(4.0))
     journal = Journal(tmp_path / "m")
-    assert journal.suspected(structure(3.0), "")
-    assert journal.suspected(structure(4.0), "")
-    assert not journal.suspected(structure(5.0), "")
-    assert not journal.condemned(structure(3.0), "")
+    assert journal.suspected(digest(structure(3.0), ""))
+    assert journal.suspected(digest(structure(4.0), ""))
+    assert not journal.suspected(digest(structure(5.0), ""))
+    assert not journal.condemned(digest(structure(3.0), ""))
 
 
 def test_two_deaths_alone_condemn_and_one_does_not(tmp_path: Path) -> None:
     for deaths in (1, 2):
         die_with(tmp_path / "m", structure(3.0))
-        assert Journal(tmp_path / "m").condemned(structure(3.0), "") == (deaths == 2)
+        assert Journal(tmp_path / "m").condemned(digest(structure(3.0), "")) == (deaths == 2)
 
 
 def test_who_survives_a_pass_alone_is_acquitted(tmp_path: Path) -> None:
     die_with(tmp_path / "m", structure(3.0), structure(4.0))
     journal = Journal(tmp_path / "m")
-    with journal.during([(structure(3.0), "")], acquit=True):
+    with journal.during([digest(structure(3.0), "")], acquit=True):
         pass
     again = Journal(tmp_path / "m")
-    assert not again.suspected(structure(3.0), "")
-    assert again.suspected(structure(4.0), "")
+    assert not again.suspected(digest(structure(3.0), ""))
+    assert again.suspected(digest(structure(4.0), ""))
 
 
 def test_a_step_before_the_last_acquits_nobody(tmp_path: Path) -> None:
     die_with(tmp_path / "m", structure(3.0))
     journal = Journal(tmp_path / "m")
-    with journal.during([(structure(3.0), "")], acquit=False):
+    with journal.during([digest(structure(3.0), "")], acquit=False):
         pass
-    assert Journal(tmp_path / "m").suspected(structure(3.0), "")
+    assert Journal(tmp_path / "m").suspected(digest(structure(3.0), ""))
 
 
 def test_files_that_are_cut_short_do_no_harm(tmp_path: Path) -> None:
