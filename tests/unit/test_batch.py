@@ -6,6 +6,7 @@ what is to go wrong with it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -277,3 +278,67 @@ def test_the_engine_counts_pairs_before_it_evaluates() -> None:
 
 def test_nothing_to_evaluate() -> None:
     assert engine(Faulty()).evaluate([]) == []
+
+
+def test_a_pass_that_ran_out_of_memory_makes_later_ones_smaller_and_room_comes_back() -> None:
+    force_field = Faulty(room=100)
+    runtime = engine(force_field, edges=4000)
+    batch = [structure(4) for _ in range(60)]
+    report = runtime.run([Job(entry, "", DEFAULT_OUTPUTS) for entry in batch])
+    assert report.rejected == {}
+    assert report.tally.out_of_memory > 0
+    allowed = runtime.size.edges
+    assert allowed <= 10 * 120 * 0.8, "the smallest pass that failed held 120 atoms with 10 pairs each"
+    force_field.room = 10**9
+    for _ in range(1000):
+        assert runtime.run([Job(entry, "", DEFAULT_OUTPUTS) for entry in batch]).tally.out_of_memory == 0
+        if runtime.size.edges == runtime.limits.edges:
+            return
+    pytest.fail("the room never came back")
+
+
+def test_graphs_of_the_next_pass_are_built_during_this_one() -> None:
+    """Each pass waits here for the graphs of the next one, which without the thread would come only after it."""
+    built = threading.Semaphore(0)
+    passes = 3
+
+    class Waiting(Faulty):
+        def graph(self, structure: Normalised, head: str) -> Graph:
+            built.release()
+            return super().graph(structure, head)
+
+        def evaluate(self, graphs: Sequence[Graph], outputs: frozenset[str]) -> list[Result]:
+            # Its own graph, and but for the last pass that of the next one.
+            assert built.acquire(timeout=10)
+            if len(self.passes) < passes - 1:
+                assert built.acquire(timeout=10), "the next graph is not being built"
+                built.release()
+            return super().evaluate(graphs, outputs)
+
+    runtime = Engine(Waiting(), catalogue.load().resolve("lj-argon"), Limits(10_000, 10**6), ahead=True)
+    runtime.size = PassSize(2)
+    jobs = runtime.evaluate([structure(2), structure(2), structure(2)])
+    assert [type(entry.error) for entry in jobs] == [type(None)] * 3
+    assert runtime.force_field.passes == [[2], [2], [2]]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_ahead_or_not_the_answers_are_the_same(ahead: bool) -> None:
+    runtime = Engine(Faulty(), catalogue.load().resolve("lj-argon"), Limits(10_000, 10**6), ahead=ahead)
+    runtime.size = PassSize(4)
+    batch = [structure(2), *(structure(3, fault) for fault in FAULTS), structure(0), structure(4)]
+    jobs = runtime.evaluate(batch)
+    assert [entry.result.energy for entry in jobs if entry.result] == [2.0, 4.0]
+    assert all((entry.result is None) != (entry.error is None) for entry in jobs)
+
+
+def test_whoever_went_away_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forcefields.runtime.engine.ASK_SECONDS", 0.0)
+    force_field = Faulty()
+    runtime = engine(force_field)
+    runtime.size = PassSize(2)
+    jobs = [Job(structure(2), "", DEFAULT_OUTPUTS, abandoned=lambda gone=k == 1: gone) for k in range(3)]
+    report = runtime.run(jobs)
+    assert [type(entry.error) for entry in jobs] == [type(None), errors.Cancelled, type(None)]
+    assert force_field.passes == [[2], [2]]
+    assert report.rejected == {"cancelled": 1}
