@@ -114,7 +114,7 @@ class Gate:
 
     def _golden(self) -> tuple[float, str]:
         if self._recorded is None:
-            return 0.0, "no recorded values for this checkpoint"
+            return 0.0, f"no recorded values for this checkpoint in {self._engine.variant.dtype}"
         deviations = [
             abs(self._results[name].energy - energy) / len(self._structures[name]) for name, energy in self._recorded.items()
         ]
@@ -235,7 +235,7 @@ def passed(variant: Variant, family: Family, state: Path, threads: str) -> list[
 
 
 def _memory(state: Path, variant: Variant) -> Path:
-    return state / "gates" / f"{variant.name}.json"
+    return state / "gates" / variant.dtype / f"{variant.name}.json"
 
 
 def combination(variant: Variant, family: Family, device: str, threads: str) -> str:
@@ -267,18 +267,19 @@ def _passed_before(memory: Path, key: str) -> list[dict[str, Any]] | None:
     return data["checks"] if data.get("key") == key else None
 
 
-def write_report(state: Path, name: str, device: str, seconds: float, report: GateReport, sha256: str) -> None:
+def write_report(state: Path, variant: Variant, device: str, seconds: float, report: GateReport) -> None:
     """Tells supervisor and gateway that a model is ready, and how its gate went."""
     write_json(
-        state / "reports" / f"{name}.json",
+        state / "reports" / f"{variant.name}.json",
         {
-            "model": name,
+            "model": variant.name,
             "ready": True,
             "error": None,
             "gate": {"mode": report.mode, "checks": [asdict(check) for check in report.checks]},
             "seconds": round(seconds, 3),
             "device": device,
-            "checkpoint_sha256": sha256,
+            "dtype": variant.dtype,
+            "checkpoint_sha256": variant.checkpoint.sha256,
             "pid": os.getpid(),
             "resident_mb": _resident_mb(),
             "time": time.time(),
