@@ -9,13 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from forcegate.cli.terminal import FAILED, GPA, Grpc, Json, Models, console, messages, report
-from forcegate.dispersion import CHOICES
 from forcegate.errors import ForcegateError, InvalidStructure
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ def evaluate(
     model: Models,
     head: Annotated[str, typer.Option(help="Head, modal or task of the model.", show_default="the model's own")] = "",
     dispersion: Annotated[
-        str, typer.Option(click_type=click.Choice(CHOICES), help="Add D3(BJ): always, or where the model's policy recommends it.")
+        str, typer.Option(help="none, d3bj to add D3(BJ), or auto to add it where the model's policy recommends it.")
     ] = "none",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write structures and results to this extxyz file.")] = None,
     as_json: Json = False,
