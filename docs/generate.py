@@ -182,7 +182,7 @@ def _section(family: Family) -> str:
             f"`{v.name}`",
             f"{len(v.elements)}: {format_elements(v.elements)}",
             f"{v.cutoff:g}",
-            v.dtype,
+            " or ".join(sorted(v.dtypes, key=lambda dtype: dtype != v.dtype)),
             v.dispersion,
             "; ".join(f"{check}: {reason}" for check, reason in v.gate.skip.items()) or "none",
             _hash(v),
@@ -253,7 +253,8 @@ service, with the state of each model.
 Every model gives energy, forces and, where it has one, stress. A checkpoint with other bytes than those of the table is never
 loaded; where nobody publishes a hash, the one of the first copy is recorded in the state folder and holds from then on.
 `dispersion` says whether a correction may be added ([physics.md](physics.md)). A check that a model is excused from is one of its
-readiness gate ([architecture.md](architecture.md)), with the reason.
+readiness gate ([architecture.md](architecture.md)), with the reason. Where two dtypes are named, the first is the default, and the
+other can be asked for when the model is loaded ([operations.md](operations.md)).
 
 """
 

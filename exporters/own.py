@@ -130,8 +130,9 @@ def remove(name: str, state: Path) -> None:
         records.update(state / EXPORTS, lambda data: data.pop(name, None))
         records.update(state / RECORD, lambda data: data.pop(name, None))
         shutil.rmtree(state / FOREIGN / name, ignore_errors=True)
-        for folder in ("gates", "golden", "reports"):
-            (state / folder / f"{name}.json").unlink(missing_ok=True)
+        for pattern in ("gates/*", "golden", "reports"):
+            for path in state.glob(f"{pattern}/{name}.json"):
+                path.unlink(missing_ok=True)
 
 
 def _same_or_raise(before: dict[str, Any], family: Family, entry: dict[str, Any], own: OwnCheckpoint) -> None:

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from forcegate.errors import SetupError, UnknownModel
+from forcegate.errors import SetupError, UnknownModel, UnsupportedDtype
 
 HERE = Path(__file__).parent
 EXTRA_FAMILIES = "FORCEGATE_FAMILIES"
@@ -97,6 +97,8 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the family's adapter alone understands: for a checkpoint that does not hold its own architecture."""
     dtype: str = "float32"
+    dtypes: tuple[str, ...] = ()
+    """What ``with_dtype`` takes: the floating-point types that the adapter evaluates this checkpoint in."""
     direct_forces: bool = False
     uses_charge: bool = False
     uses_spin: bool = False
@@ -116,6 +118,18 @@ class Variant:
     hidden: bool = False
     gate: Gate = field(default_factory=Gate)
     packing: Packing = field(default_factory=Packing)
+
+    def with_dtype(self, dtype: str) -> Variant:
+        """The same variant, evaluated in ``dtype``.
+
+        Raises:
+            UnsupportedDtype: it cannot be; the hint names what it can be evaluated in.
+        """
+        if dtype not in self.dtypes:
+            raise UnsupportedDtype(
+                f"The model {self.name!r} cannot be evaluated in {dtype[:20]!r}.", f"It has: {', '.join(self.dtypes)}."
+            )
+        return replace(self, dtype=dtype)
 
     def functional_of(self, head: str) -> str:
         """The functional that ``head`` was trained on; the variant's own where it has no heads."""
@@ -199,6 +213,17 @@ class Catalogue:
             f"There is no model {name[:60]!r}.",
             (f"Did you mean {' or '.join(near)}? " if near else "") + UnknownModel.default_hint,
         )
+
+    def chosen(self, model: str) -> Variant:
+        """The variant that a setting such as ``mace-mp-0-medium`` or ``mace-mp-0-medium:float64`` names, with that dtype.
+
+        Raises:
+            UnknownModel: there is none.
+            UnsupportedDtype: it cannot be evaluated in this dtype.
+        """
+        name, colon, dtype = model.partition(":")
+        variant = self.resolve(name)
+        return variant.with_dtype(dtype) if colon else variant
 
     def family_of(self, variant: Variant) -> Family:
         """The family that serves ``variant``."""
@@ -306,9 +331,14 @@ def variant_from(family: str, entry: Mapping[str, Any]) -> Variant:
     entry["checkpoint"] = Checkpoint(**entry["checkpoint"])
     entry["gate"] = Gate(**entry.get("gate", {}))
     entry["packing"] = Packing(**entry.get("packing", {}))
-    for name in ("aliases", "heads", "extra_outputs", "charge_heads"):
+    for name in ("aliases", "heads", "extra_outputs", "charge_heads", "dtypes"):
         entry[name] = tuple(entry.get(name, ()))
-    return Variant(family=family, **entry)
+    variant = Variant(family=family, **entry)
+    if not variant.dtypes:
+        return replace(variant, dtypes=(variant.dtype,))
+    if variant.dtype not in variant.dtypes:
+        raise ValueError(f"{variant.name}: its dtype {variant.dtype} is not among its dtypes {', '.join(variant.dtypes)}")
+    return variant
 
 
 def parse_elements(text: str) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 
 from forcegate import errors
 from forcegate.connection import Connection, extra_outputs, new_request_id
-from forcegate.dispersion import CHOICES, UNCORRECTED
+from forcegate.dispersion import UNCORRECTED, choice
 from forcegate.retries import Attempts
 from forcegate.structure import Structure, from_atoms
 
@@ -76,9 +76,7 @@ class ForcegateCalculator(Calculator):
         compute: Sequence[str] = ("energy", "forces", "stress"),
         dispersion: str = "none",
     ) -> None:
-        if dispersion not in CHOICES:
-            raise errors.InvalidRequest(f"dispersion={dispersion!r} is not known.", f"It is one of {', '.join(CHOICES)}.")
-        self.dispersion = dispersion
+        self.dispersion = choice(dispersion)
         self._correction: Connection | None = None
         self.connection = Connection(model, address)
         self.timeout = timeout

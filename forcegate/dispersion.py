@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from forcegate.errors import DispersionNotSupported
+from forcegate.errors import DispersionNotSupported, InvalidRequest
 
 CHOICES = ("auto", "none", "d3bj")
 """``auto`` adds the correction where the model's policy recommends it."""
@@ -19,6 +19,17 @@ UNCORRECTED = frozenset(("energies",))
 
 DAMPINGS = ("pbe", "r2scan", "pbesol", "rpbe", "revpbe", "scan", "blyp", "b3lyp", "pbe0", "hse06")
 """Functionals with a served correction, ``d3bj-<name>`` (forcefields/dftd3)."""
+
+
+def choice(asked: str) -> str:
+    """``asked`` itself.
+
+    Raises:
+        InvalidRequest: it is none of ``CHOICES``.
+    """
+    if asked not in CHOICES:
+        raise InvalidRequest(f"dispersion={asked!r} is not known.", f"It is one of {', '.join(CHOICES)}.")
+    return asked
 
 
 def correction(model: str, policy: str, functional: str, asked: str) -> str | None:

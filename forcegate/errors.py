@@ -125,6 +125,13 @@ class UnknownHead(ForcegateError):
     code, status = "unknown_head", 422
 
 
+class UnsupportedDtype(ForcegateError):
+    """The model cannot be evaluated in that floating-point type."""
+
+    code, status = "unsupported_dtype", 422
+    default_hint = "Choose one of the model's dtypes; GET /api/v1/models lists them."
+
+
 class ChargeNotSupported(ForcegateError):
     """A nonzero charge was given to a model that would ignore it."""
 

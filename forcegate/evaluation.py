@@ -6,6 +6,7 @@ import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from itertools import tee
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -17,6 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from forcegate import errors
 from forcegate.calculator import results_of
 from forcegate.connection import Connection, decode, extra_outputs, new_request_id
+from forcegate.dispersion import UNCORRECTED, choice
 from forcegate.retries import Attempts
 from forcegate.structure import Structure, from_atoms
 
@@ -112,6 +114,7 @@ def iterate(
     *,
     outputs: Sequence[str] = ("energy", "forces", "stress"),
     head: str | None = None,
+    dispersion: str = "none",
     address: str | None = None,
     in_flight: int = 64,
     timeout: float = 300.0,
@@ -128,26 +131,66 @@ def iterate(
         outputs: what to compute: ``energy``, ``forces``, ``stress`` or a further output of the model. Stress is left out where
             a structure is not periodic in all three directions.
         head: head (MACE), modal (SevenNet) or task (UMA); the model's default where it is None.
+        dispersion: ``none``; ``d3bj`` adds the served D3(BJ) correction of the model's functional to energy, forces and stress;
+            ``auto`` adds it where the model's policy recommends it. It has no per-atom ``energies``.
         address: ``host:port`` of Triton's gRPC; ``FORCEGATE_GRPC``, else ``127.0.0.1:8001``.
-        in_flight: requests that wait at the service at once, at most.
+        in_flight: requests that wait at the service at once, at most; as many again for the correction.
         timeout: seconds for one structure from the first time it is sent, waiting behind others and retries included.
         connect_timeout: seconds to wait at the start for a service that does not answer.
 
     Raises:
         ForcegateError: the service or the model is not there, or not for longer than ``timeout``.
         UnknownHead, UnsupportedOutput: the model has no such head or output.
+        DispersionNotSupported: D3 was asked for, and adding it to this model would be wrong.
     """
+    choice(dispersion)
     connection = Connection(model, address)
     stream = _Stream(connection, outputs, head, max(1, in_flight), timeout)
     try:
-        stream.provenance = _checked(connection, outputs, head, Attempts(timeout, connect_timeout))
-        yield from stream.run(structures)
+        attempts = Attempts(timeout, connect_timeout)
+        _check(connection, outputs, head, attempts)
+        stream.provenance = connection.provenance(head, attempts, dispersion)
+        correction = connection.correction(head, dispersion, attempts)
+        if correction is None:
+            yield from stream.run(structures)
+        else:
+            yield from _corrected(stream, structures, Connection(correction, address), attempts)
     finally:
         stream.cancel()
         connection.close()
 
 
-def _checked(connection: Connection, outputs: Sequence[str], head: str | None, attempts: Attempts) -> dict[str, str]:
+def _corrected(
+    stream: _Stream, structures: Iterable[Atoms | Structure], connection: Connection, attempts: Attempts
+) -> Iterator[Evaluation]:
+    """The answers of ``stream`` with those of the correction added, each structure sent to both at about the same time."""
+    if impossible := UNCORRECTED & set(stream.outputs):
+        raise errors.UnsupportedOutput(f"With {connection.model} added there are no {', '.join(sorted(impossible))}.")
+    outputs = [name for name in stream.outputs if name in ("energy", "forces", "stress")]
+    correction = _Stream(connection, outputs, None, stream.in_flight, stream.timeout)
+    try:
+        connection.parameters(attempts)  # one that is not loaded is told before anything is evaluated
+        # Each of them reads ahead of the other by no more than what it holds back.
+        for one, other in zip(
+            *(part.run(source) for part, source in zip((stream, correction), tee(structures), strict=True)), strict=True
+        ):
+            yield _sum(one, other)
+    finally:
+        correction.cancel()
+        connection.close()
+
+
+def _sum(one: Evaluation, correction: Evaluation) -> Evaluation:
+    """The first with the second added; with the second's error where only that one failed."""
+    if one.error is None and correction.error is not None:
+        return Evaluation(one.index, one.atoms, error=correction.error)
+    for name in ("energy", "forces", "stress"):
+        if (value := getattr(one, name)) is not None:
+            setattr(one, name, value + getattr(correction, name))
+    return one
+
+
+def _check(connection: Connection, outputs: Sequence[str], head: str | None, attempts: Attempts) -> None:
     parameters = connection.parameters(attempts)
     heads = [name for name in parameters.get("heads", "").split(",") if name]
     if head and head not in heads:
@@ -160,7 +203,6 @@ def _checked(connection: Connection, outputs: Sequence[str], head: str | None, a
         raise errors.UnsupportedOutput(
             f"The model {connection.model!r} does not compute {', '.join(unknown)}.", f"It computes: {', '.join(known)}."
         )
-    return connection.provenance(head, attempts)
 
 
 @dataclass
@@ -179,8 +221,8 @@ class _Stream:
     def __init__(self, connection: Connection, outputs: Sequence[str], head: str | None, in_flight: int, timeout: float) -> None:
         self.provenance: dict[str, str] = {}
         self._connection = connection
-        self._outputs, self._head, self._timeout = tuple(outputs), head, timeout
-        self._in_flight = in_flight
+        self.outputs, self.in_flight, self.timeout = tuple(outputs), in_flight, timeout
+        self._head = head
         self._window = float(min(in_flight, FIRST_WINDOW))
         self._narrowed = 0.0
         self._flying: dict[int, grpc.Future] = {}
@@ -194,7 +236,7 @@ class _Stream:
         read = given = 0
         exhausted = False
         while True:
-            while not exhausted and not self._again and self._room() and read - given < HELD_BACK * self._in_flight:
+            while not exhausted and not self._again and self._room() and read - given < HELD_BACK * self.in_flight:
                 if (item := next(source, None)) is None:
                     exhausted = True
                 else:
@@ -226,9 +268,9 @@ class _Stream:
         except errors.ForcegateError as error:
             self._done[index] = Evaluation(index, atoms, error=error)
             return
-        outputs = [name for name in self._outputs if name != "stress" or structure.pbc.all()]
+        outputs = [name for name in self.outputs if name != "stress" or structure.pbc.all()]
         request = self._connection.request([structure], outputs, self._head, new_request_id())
-        self._send(_Call(index, atoms, request, Attempts(self._timeout)))
+        self._send(_Call(index, atoms, request, Attempts(self.timeout)))
 
     def _send(self, call: _Call) -> None:
         call.sent, call.sent_to = time.monotonic(), self._connection.process.current
@@ -285,7 +327,7 @@ class _Stream:
     def _adapt(self, seconds: float) -> None:
         # Waiting in the queue counts towards a request's deadline, so the queue is kept well under it.
         now = time.monotonic()
-        if seconds <= self._timeout / 4:
-            self._window = min(self._in_flight, self._window + 1)
+        if seconds <= self.timeout / 4:
+            self._window = min(self.in_flight, self._window + 1)
         elif now - self._narrowed > seconds:
             self._window, self._narrowed = max(1.0, self._window / 2), now

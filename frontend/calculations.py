@@ -233,7 +233,7 @@ async def _isolated_atoms(service: Service, facts: Facts, head: str, numbers: np
     """Energy in eV of one atom alone, by atomic number; without those that the model cannot evaluate."""
 
     async def energy(number: int) -> float | None:
-        key = facts.checkpoint_sha256, head, number
+        key = f"{facts.checkpoint_sha256} in {facts.dtype}", head, number
         if key not in service.references:
             atom = Structure(np.array([number], dtype=np.int32), np.zeros((1, 3)))
             try:

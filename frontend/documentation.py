@@ -97,13 +97,24 @@ def calculation(name: Calculation) -> dict[str, Any]:
     }
 
 
-def page(answer: type[BaseModel], description: str, *statuses: int, named: bool = False, timed: bool = False) -> dict[str, Any]:
-    """The documentation of an operation without a body, as keyword arguments of its route."""
+def page(
+    answer: type[BaseModel],
+    description: str,
+    *statuses: int,
+    named: bool = False,
+    timed: bool = False,
+    body: type[BaseModel] | None = None,
+) -> dict[str, Any]:
+    """The documentation of an operation that needs no body, as keyword arguments of its route; ``body`` may be sent."""
     parameters = ([_NAME] if named else []) + ([_TIMEOUT] if timed else [])
+    extra: dict[str, Any] = {"parameters": parameters} if parameters else {}
+    if body is not None:
+        schema = {"schema": _reference(body)}
+        extra["requestBody"] = {"required": False, "content": {JSON: schema, MSGPACK: schema}}
     return {
         "response_model": None,
         "responses": {200: _answers(answer, description)} | errors(*statuses),
-        "openapi_extra": {"parameters": parameters} if parameters else None,
+        "openapi_extra": extra or None,
     }
 
 

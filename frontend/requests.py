@@ -98,6 +98,21 @@ def decode(calculation: Calculation, body: bytes, media: MediaType, limits: Limi
     return _batch(data, limits) if calculation == "batch" else _multi_model(data, limits)
 
 
+def load_dtype(body: bytes, media: MediaType) -> str:
+    """The dtype that the body of a load asks for, empty for the model's own; there may be no body.
+
+    Raises:
+        InvalidRequest: the body cannot be read, or is no object, or its ``dtype`` no string.
+    """
+    data = loads(body, media) if body else {}
+    if not isinstance(data, Mapping):
+        raise InvalidRequest(f"The body has to be an object, and it is {_kind(data)}.")
+    dtype = data.get("dtype") or ""
+    if not isinstance(dtype, str):
+        raise InvalidRequest(f"`dtype` has to be a string, and it is {_kind(dtype)}.")
+    return dtype
+
+
 def loads(body: bytes, media: MediaType) -> Any:
     """The body as Python values.
 

@@ -301,7 +301,8 @@ class ModelCard(BaseModel):
     head_functionals: dict[str, str] = Field(description="Functional by head.")
     training_data: str
     cutoff: float = Field(description="A, radius of its neighbour graph.")
-    dtype: str
+    dtype: str = Field(description="Floating-point type that it runs in, or would run in by default.")
+    dtypes: list[str] = Field(description="Those that it can be loaded in.")
     direct_forces: bool = Field(description="Whether forces are predicted and not the gradient of the energy.")
     uses_charge: bool
     uses_spin: bool
@@ -316,6 +317,14 @@ class ModelCard(BaseModel):
     memory_usage_mb: int | None
     load_seconds: float | None
     gate: dict[str, Any] | None = Field(description="What its readiness gate measured when it was loaded.")
+
+
+class LoadRequest(BaseModel):
+    """How a model is to be loaded. The body may be left out."""
+
+    dtype: str | None = Field(
+        None, description="One of the model's `dtypes`; when left out, the one that it is loaded in, or else its own default."
+    )
 
 
 class ModelList(BaseModel):

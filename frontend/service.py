@@ -37,7 +37,7 @@ class Service:
         self.admission = Admission(settings.max_in_flight, BODIES * self.body_limit, self.metrics.structures_in_flight.set)
         self.decoder = Decoder(Limits(max_batch=settings.max_batch, max_atoms=settings.max_atoms))
         self.references: dict[tuple[str, str, int], float] = {}
-        """Energies of isolated atoms, eV, by checkpoint, head and atomic number; they never change."""
+        """Energies of isolated atoms, eV, by checkpoint with its dtype, head and atomic number; they never change."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

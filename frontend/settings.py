@@ -30,7 +30,9 @@ class Settings(BaseSettings):
     metrics_port: int = Field(8002, ge=1, le=65535, description="Port of Triton's Prometheus metrics, on loopback.")
     http_port: int = Field(8003, ge=1, le=65535, description="Port of Triton's HTTP, on loopback.")
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("sevennet-0", "chgnet-0.3.0"), description="Models loaded at start: names or aliases, separated by commas."
+        ("sevennet-0", "chgnet-0.3.0"),
+        description="Models loaded at start: names or aliases, separated by commas; `NAME:float64` for one that is "
+        "to be evaluated in another dtype than its own.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run: `cpu`, `cuda`, or `auto` for CUDA where Triton finds a GPU."

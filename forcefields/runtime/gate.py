@@ -115,7 +115,7 @@ class Gate:
 
     def _golden(self) -> tuple[float, str]:
         if self._recorded is None:
-            return 0.0, "no recorded values for this checkpoint"
+            return 0.0, f"no recorded values for this checkpoint in {self._engine.variant.dtype}"
         deviations = [
             abs(self._results[name].energy - energy) / len(self._structures[name]) for name, energy in self._recorded.items()
         ]
@@ -238,11 +238,11 @@ def passed(variant: Variant, family: Family, state: Path, threads: str) -> list[
 def memory_of_calibration(state: Path, variant: Variant, family: Family, device: str) -> tuple[Path, str]:
     """Where a model's calibration is remembered, and what it depends on."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    return state / "calibrations" / f"{variant.name}.json", combination(variant, family, device, threads)
+    return state / "calibrations" / variant.dtype / f"{variant.name}.json", combination(variant, family, device, threads)
 
 
 def _memory(state: Path, variant: Variant) -> Path:
-    return state / "gates" / f"{variant.name}.json"
+    return state / "gates" / variant.dtype / f"{variant.name}.json"
 
 
 def combination(variant: Variant, family: Family, device: str, threads: str) -> str:
@@ -274,18 +274,19 @@ def _passed_before(memory: Path, key: str) -> list[dict[str, Any]] | None:
     return data["checks"] if data.get("key") == key else None
 
 
-def write_report(state: Path, name: str, device: str, seconds: float, report: GateReport, sha256: str, cost: Cost) -> None:
+def write_report(state: Path, variant: Variant, device: str, seconds: float, report: GateReport, cost: Cost) -> None:
     """Tells supervisor and gateway that a model is ready, how its gate went, and what its passes cost."""
     write_json(
-        state / "reports" / f"{name}.json",
+        state / "reports" / f"{variant.name}.json",
         {
-            "model": name,
+            "model": variant.name,
             "ready": True,
             "error": None,
             "gate": {"mode": report.mode, "checks": [asdict(check) for check in report.checks]},
             "seconds": round(seconds, 3),
             "device": device,
-            "checkpoint_sha256": sha256,
+            "dtype": variant.dtype,
+            "checkpoint_sha256": variant.checkpoint.sha256,
             "cost": cost.as_dict(),
             "pid": os.getpid(),
             "resident_mb": _resident_mb(),

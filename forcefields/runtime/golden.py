@@ -75,14 +75,19 @@ def of_state(state: Path, variant: Variant) -> Path:
     return state / "golden" / f"{variant.name}.json"
 
 
+def _key(variant: Variant) -> str:
+    # Energies in float32 and in float64 differ by more than the gate allows.
+    return f"{variant.name}:{variant.dtype}"
+
+
 def recorded(golden: Path, variant: Variant, state: Path) -> dict[str, float] | None:
-    """The recorded energies in eV by structure, or None when this checkpoint has none.
+    """The recorded energies in eV by structure, or None when this checkpoint has none in this dtype.
 
     Args:
         golden: the family's checked-in file, which comes before what was recorded in the folder ``state``.
     """
     for path in (golden, of_state(state, variant)):
-        entry = json.loads(path.read_text()).get(variant.name) if path.is_file() else None
+        entry = json.loads(path.read_text()).get(_key(variant)) if path.is_file() else None
         if entry is not None and entry["checkpoint_sha256"] == variant.checkpoint.sha256:
             return dict(entry["energies"])
     return None
@@ -92,7 +97,7 @@ def record(golden: Path, variant: Variant, energies: dict[str, float]) -> None:
     """Writes the energies of one variant among those that the file holds."""
     golden.parent.mkdir(parents=True, exist_ok=True)
     data = json.loads(golden.read_text()) if golden.is_file() else {}
-    data[variant.name] = {"checkpoint_sha256": variant.checkpoint.sha256, "unit": "eV", "energies": energies}
+    data[_key(variant)] = {"checkpoint_sha256": variant.checkpoint.sha256, "unit": "eV", "energies": energies}
     partial = golden.with_name(f".{os.getpid()}.{golden.name}")
     partial.write_text(json.dumps(dict(sorted(data.items())), indent=2) + "\n")
     os.replace(partial, golden)

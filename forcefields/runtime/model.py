@@ -51,8 +51,9 @@ class TritonPythonModel:
 
     def _load(self, name: str, args: dict[str, str], started: float) -> None:
         families = catalogue.load()
-        self._variant = variant = families.resolve(name)
         config = json.loads(args["model_config"])
+        # A user may have asked for another dtype than the variant's own, by a configuration that came with the load.
+        self._variant = variant = families.resolve(name).with_dtype(config["parameters"]["dtype"]["string_value"])
         _agrees(config, variant)
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         checkpoint = Path(args["model_repository"]) / args["model_version"] / variant.checkpoint.file
@@ -71,7 +72,7 @@ class TritonPythonModel:
         self._teller = Teller(Metrics(name, pb_utils).observe, _note)
         transport.carrier()  # now rather than in the first request: it may have to import its library
         seconds = time.perf_counter() - started
-        gate.write_report(self._settings.state, name, device, seconds, report, variant.checkpoint.sha256, found.cost)
+        gate.write_report(self._settings.state, variant, device, seconds, report, found.cost)
         log.info("model ready", extra={"device": device, "seconds": round(seconds, 2), "limit_edges": engine.limits.edges})
 
     def _fail(self, name: str, error: ForcegateError) -> None:

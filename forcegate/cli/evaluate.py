@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SHOWN = 50
 """Rows of the table; the JSON and the extxyz file hold all."""
 
-PROVENANCE = ("model", "head", "functional", "checkpoint_sha256")
+PROVENANCE = ("model", "head", "functional", "dispersion", "dtype", "checkpoint_sha256")
 """What each structure of the extxyz file says of its origin."""
 
 
@@ -46,6 +46,9 @@ def evaluate(
     files: Annotated[list[Path], typer.Argument(help="Structure files of any format that ASE reads.", show_default=False)],
     model: Models,
     head: Annotated[str, typer.Option(help="Head, modal or task of the model.", show_default="the model's own")] = "",
+    dispersion: Annotated[
+        str, typer.Option(help="none, d3bj to add D3(BJ), or auto to add it where the model's policy recommends it.")
+    ] = "none",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write structures and results to this extxyz file.")] = None,
     as_json: Json = False,
     index: Annotated[str, typer.Option(help="Which images of each file, as ASE writes it: 0, -1, :, ::10.")] = ":",
@@ -65,9 +68,8 @@ def evaluate(
         write = stack.enter_context(_writer(output)) if output is not None else None
         advance = stack.enter_context(_progress())
         for name in model:
-            for result in iterate(
-                sources.read(), name, head=head or None, address=grpc or None, timeout=timeout, connect_timeout=2.0
-            ):
+            options: dict[str, Any] = {"head": head or None, "dispersion": dispersion, "address": grpc or None, "timeout": timeout}
+            for result in iterate(sources.read(), name, connect_timeout=2.0, **options):
                 file, image = sources.places.pop(result.index)
                 total += 1
                 failed += result.error is not None

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Request, Response
 
 from forcegate.contract import output_specs
 from frontend import schemas
-from frontend.bodies import answer
+from frontend.bodies import ClientDisconnect, answer, media_type, read_body
 from frontend.documentation import page
+from frontend.requests import load_dtype
 from frontend.routes.calculations import timeout
 from frontend.service import call_of, service_of
 from frontend.triton.directory import READY, Entry
@@ -18,6 +19,8 @@ from frontend.triton.directory import READY, Entry
 router = APIRouter(prefix="/api/v1/models", tags=["Models"])
 LOAD_SECONDS = 600.0
 """How long a caller of `load` waits when it does not say; a first load runs the whole readiness gate."""
+LONGEST_BODY = 64 * 1024
+"""Bytes of a body that asks for no more than a dtype."""
 
 
 @router.get("", **page(schemas.ModelList, "All models."))
@@ -35,16 +38,41 @@ async def get_model(request: Request) -> Response:
     return await answer(card(service_of(request).directory.entry(_name(request))), call_of(request))
 
 
-_LOAD = page(schemas.ModelCard, "The model is ready.", 400, 404, 409, 503, named=True, timed=True)
+_LOAD = page(
+    schemas.ModelCard,
+    "The model is ready.",
+    400,
+    404,
+    409,
+    413,
+    422,
+    429,
+    503,
+    504,
+    named=True,
+    timed=True,
+    body=schemas.LoadRequest,
+)
 _LOAD["responses"][202] = _LOAD["responses"][200] | {"description": "It is still being loaded; ask for its state."}
 
 
 @router.post("/{name}/load", **_LOAD)
 async def load_model(request: Request) -> Response:
-    """Loads a model and waits until it has passed its readiness gate. Loading what is loaded changes nothing."""
+    """Loads a model and waits until it has passed its readiness gate.
+
+    Loading what is loaded changes nothing, unless another `dtype` is asked for than the one that it runs in. It then answers as
+    before until the new copy has passed its gate.
+    """
     service, call = service_of(request), call_of(request)
     call.allow(timeout(request, LOAD_SECONDS))
-    entry = await service.directory.load(_name(request), max(call.remaining, 0.0))
+    name = service.directory.entry(_name(request)).variant.name
+    try:
+        body = await read_body(request, call, service.admission, LONGEST_BODY)
+    except ClientDisconnect:
+        call.gone = True
+        return Response(status_code=400)  # nobody is there to read it
+    dtype = load_dtype(body, media_type(request.scope)) if body else ""
+    entry = await service.directory.load(name, max(call.remaining, 0.0), dtype)
     call.model = entry.variant.name
     if entry.state != READY and entry.error is not None and not entry.error.retryable:
         raise entry.error
@@ -80,7 +108,8 @@ def card(entry: Entry) -> dict[str, Any]:
         "head_functionals": dict(variant.head_functionals),
         "training_data": variant.training_data,
         "cutoff": variant.cutoff,
-        "dtype": variant.dtype,
+        "dtype": entry.dtype,
+        "dtypes": list(variant.dtypes),
         "direct_forces": variant.direct_forces,
         "uses_charge": variant.uses_charge,
         "uses_spin": variant.uses_spin,

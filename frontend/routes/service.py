@@ -55,7 +55,9 @@ async def health(request: Request) -> Response:
     directory = service.directory
     workers = {name: worker(name, entries) for name, entries in _families(service).items()}
     available = sum(entry["status"] == "healthy" for entry in workers.values())
-    wanted = {directory.catalogue.aliases.get(name, name) for name in service.settings.models}
+    wanted = {
+        directory.catalogue.aliases.get(name, name) for name in (model.partition(":")[0] for model in service.settings.models)
+    }
     lacking = any(entry.variant.name in wanted and entry.state != READY for entry in directory.entries())
     age = directory.age
     body = {

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from forcefields import catalogue as catalogues
-from forcefields.catalogue import Catalogue
+from forcefields.catalogue import Catalogue, Variant
 from forcegate import jsonlog
 from forcegate.errors import SetupError
 from frontend.settings import Settings
@@ -54,17 +54,33 @@ def run(settings: Settings, prepare: Prepare, setup_only: bool = False) -> int:
     os.environ[catalogues.EXTRA_FAMILIES] = settings.families
     os.environ[catalogues.STATE] = str(settings.state.resolve())
     catalogue = catalogues.load()
-    names = list(dict.fromkeys(catalogue.resolve(name).name for name in settings.models))
+    dtypes = _dtypes(settings, catalogue)
     with _owned(settings):
         if not setup_only:
             check_machine(settings)
-        catalogue = prepare(settings, catalogue, names, say)
+        catalogue = prepare(settings, catalogue, list(dtypes), say)
         if setup_only:
             return 0
         # The supervisor's own log; what a person should see goes through `say`.
         (settings.state / "logs").mkdir(parents=True, exist_ok=True)
         jsonlog.configure(settings.log_level, process="supervisor", stream=(settings.state / "logs" / "supervisor.log").open("a"))
-        return asyncio.run(_serve(settings, catalogue, names, console))
+        return asyncio.run(
+            _serve(settings, catalogue, [catalogue.resolve(name).with_dtype(dtype) for name, dtype in dtypes.items()], console)
+        )
+
+
+def _dtypes(settings: Settings, catalogue: Catalogue) -> dict[str, str]:
+    """The models to load, by their canonical names, and what each is evaluated in.
+
+    Raises:
+        UnknownModel, UnsupportedDtype: there is no such model, or not in this dtype.
+        SetupError: one model is named twice, in two dtypes.
+    """
+    dtypes: dict[str, str] = {}
+    for variant in (catalogue.chosen(model) for model in settings.models):
+        if dtypes.setdefault(variant.name, variant.dtype) != variant.dtype:
+            raise SetupError(f"{variant.name} is to be loaded in {dtypes[variant.name]} and in {variant.dtype}.", "Name it once.")
+    return dtypes
 
 
 def _say(console: Console, line: str, style: str = "") -> None:
@@ -72,7 +88,7 @@ def _say(console: Console, line: str, style: str = "") -> None:
     console.print(Text.assemble((f"{datetime.now(UTC):%H:%M:%S} ", "dim"), (line, style)))
 
 
-async def _serve(settings: Settings, catalogue: Catalogue, names: list[str], console: Console) -> int:
+async def _serve(settings: Settings, catalogue: Catalogue, variants: list[Variant], console: Console) -> int:
     say = partial(_say, console)
     service = Service(settings, catalogue, settings.state / "model_repository", say)
     stop = asyncio.Event()
@@ -80,7 +96,7 @@ async def _serve(settings: Settings, catalogue: Catalogue, names: list[str], con
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     try:
-        start = asyncio.create_task(_start(service, settings, catalogue, names, console))
+        start = asyncio.create_task(_start(service, settings, variants, console))
         stopped = asyncio.create_task(stop.wait())
         waiting: set[asyncio.Future[Any]] = {stopped, service.failed}
         await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -100,22 +116,22 @@ async def _serve(settings: Settings, catalogue: Catalogue, names: list[str], con
         say("stopped, nothing is left behind")
 
 
-async def _start(service: Service, settings: Settings, catalogue: Catalogue, names: list[str], console: Console) -> None:
+async def _start(service: Service, settings: Settings, variants: list[Variant], console: Console) -> None:
     say = partial(_say, console)
     started = time.monotonic()
     say("starting tritonserver")
     await service.start_triton()
     say(f"tritonserver answers after {time.monotonic() - started:.1f} s")
-    say(f"loading {', '.join(names)}, each with its readiness gate")
+    say(f"loading {', '.join(variant.name for variant in variants)}, each with its readiness gate")
 
-    async def load(name: str) -> Loaded:
-        outcome = await service.load(catalogue.resolve(name))
+    async def load(variant: Variant) -> Loaded:
+        outcome = await service.load(variant)
         served, style = ("ready", "") if outcome.error is None else ("not served", "red")
-        say(f"{name}: {served} after {outcome.seconds:.1f} s", style)
+        say(f"{variant.name}: {served} after {outcome.seconds:.1f} s", style)
         return outcome
 
-    with _working(console, names):
-        outcomes = await asyncio.gather(*(load(name) for name in names))
+    with _working(console, variants):
+        outcomes = await asyncio.gather(*(load(variant) for variant in variants))
         await service.start_gateway()
     service.keep_alive()
     _print_outcomes(console, outcomes)
@@ -125,15 +141,15 @@ async def _start(service: Service, settings: Settings, catalogue: Catalogue, nam
 
 
 @contextmanager
-def _working(console: Console, names: list[str]) -> Iterator[None]:
+def _working(console: Console, variants: list[Variant]) -> Iterator[None]:
     """A clock on the terminal while models load, which takes seconds to a minute; nothing in a file."""
     if not console.is_terminal:
         yield
         return
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
-        for name in names:
-            progress.add_task(f"{name}: importing its package, reading its checkpoint, running its gate")
+        for variant in variants:
+            progress.add_task(f"{variant.name}: importing its package, reading its checkpoint, running its gate")
         yield
 
 
@@ -145,7 +161,7 @@ def _print_outcomes(console: Console, outcomes: list[Loaded]) -> None:
 
 
 def _table(outcomes: list[Loaded]) -> Table:
-    table = Table("model", "checkpoint", "gate", "nearest to its tolerance", "device", "memory", "seconds")
+    table = Table("model", "dtype", "checkpoint", "gate", "nearest to its tolerance", "device", "memory", "seconds")
     for outcome in outcomes:
         gate = outcome.report.get("gate") if outcome.error is None else None
         checks: list[dict[str, Any]] = gate["checks"] if gate else []
@@ -156,6 +172,7 @@ def _table(outcomes: list[Loaded]) -> Table:
         worst = max(measured, key=lambda check: check["deviation"] / check["tolerance"], default=None)
         table.add_row(
             Text(outcome.variant.name),
+            outcome.variant.dtype,
             outcome.variant.checkpoint.sha256[:12],
             f"[green]{passed}[/]" if outcome.error is None else f"[red]{outcome.error.code}[/]",
             Text(f"{worst['name']}: {worst['deviation']:.1e} of {worst['tolerance']:.0e} {worst['unit']}" if worst else ""),

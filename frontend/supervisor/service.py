@@ -85,25 +85,26 @@ class Service:
             await asyncio.sleep(0.05)
 
     async def load(self, variant: Variant) -> Loaded:
-        """Loads one model, which runs its gate, and sends a canary through the wire. What fails is in the outcome."""
+        """Loads one model in the variant's dtype, runs its gate, and sends a canary. What fails is in the outcome."""
         started = time.monotonic()
         error: ForcegateError | None = None
         try:
-            await self._bring(variant.name, dead=False)
+            await self._bring(variant.name, dead=False, dtype=variant.dtype)
         except ForcegateError as failure:
             error = failure
         if error is None or error.retryable:
-            self._watch.wanted.add(variant.name)
+            self._watch.wanted[variant.name] = variant.dtype
         return Loaded(variant, time.monotonic() - started, error, self._report(variant))
 
-    async def _bring(self, name: str, dead: bool) -> None:
+    async def _bring(self, name: str, dead: bool, dtype: str) -> None:
         """Loads a model, or loads it again after its process has died, and sends a canary; one that fails it is not served."""
-        if dead:
-            await self._control.reload(name)
-        else:
-            await self._control.load(name)
-        self._watch.refresh()
         variant = catalogues.load().resolve(name)
+        variant = variant.with_dtype(dtype or variant.dtype)
+        if dead:
+            await self._control.reload(name, variant.dtype)
+        else:
+            await self._control.load_in(name, variant.dtype, (self._settings.repository, self._foreign))
+        self._watch.refresh()
         try:
             await canary.check(self._settings.grpc_address, self._catalogue, variant, self._settings.state)
         except GateFailed:

@@ -9,9 +9,9 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from forcegate.errors import ForcegateError, ServerUnavailable
+from forcegate.errors import ForcegateError, ModelNotReady, ServerUnavailable
 from frontend.supervisor import triton
-from frontend.triton.control import ModelState, TritonControl
+from frontend.triton.control import ModelState, TritonControl, dtype_of
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +20,9 @@ SCAN_SECONDS = 1.0
 LONGEST_PAUSE = 60.0
 """s between attempts at a model that cannot be brought back; the pauses double from one second on."""
 
-Load = Callable[[str, bool], Awaitable[None]]
-"""Loads the named model and checks it; the second argument says that Triton takes it for ready although its process has died."""
+Load = Callable[[str, bool, str], Awaitable[None]]
+"""Loads the named model and checks it. The second argument says that Triton takes it for ready although its process has died, the
+third is the dtype that it should run in."""
 
 
 class ModelWatch:
@@ -44,8 +45,10 @@ class ModelWatch:
         self._failures: dict[str, tuple[int, float]] = {}
         self._orphans: set[str] = set()
         self._changed = asyncio.Event()
-        self.wanted: set[str] = set()
-        """Models that should be loaded: those of the start, and those that somebody has loaded since and not unloaded."""
+        self._asked: dict[str, frozenset[int]] = {}
+        self.wanted: dict[str, str] = {}
+        """Models that should be loaded, each with its dtype: those of the start, and those that somebody has loaded since and not
+        unloaded."""
 
     @property
     def processes(self) -> list[int]:
@@ -66,10 +69,10 @@ class ModelWatch:
         living = {model for _, model in self._watched.values()}
         for name, state in states.items():
             if state.state == "READY":
-                self.wanted.add(name)
+                await self._note(name)
             elif state.reason == "unloaded":
-                self.wanted.discard(name)
-        for name in self.wanted - set(self._working):
+                self.wanted.pop(name, None)
+        for name in self.wanted.keys() - self._working.keys():
             found = states.get(name)
             dead = found is not None and found.state == "READY" and name not in living
             lost = found is None or found.state == "UNAVAILABLE"
@@ -81,18 +84,27 @@ class ModelWatch:
         if not self._working and not any(state.state == "LOADING" for state in states.values()):
             self._remove_orphans()
 
+    async def _note(self, name: str) -> None:
+        """Keeps a model's dtype in mind: a tritonserver that is started again knows nothing of it."""
+        processes = frozenset(pid for pid, (_, model) in self._watched.items() if model == name)
+        if name in self.wanted and (not processes or self._asked.get(name) == processes):
+            return
+        with suppress(ModelNotReady):  # unloaded since the index was read
+            self.wanted[name] = dtype_of(await self._control.config(name))
+            self._asked[name] = processes
+
     async def _bring_back(self, name: str, dead: bool) -> None:
         started = time.monotonic()
         log.error("model process died" if dead else "model is not loaded", extra={"model": name})
         try:
-            await self._load(name, dead)
+            await self._load(name, dead, self.wanted[name])
         except ForcegateError as error:
             failures = self._failures.get(name, (0, 0.0))[0] + 1
             pause = min(2.0 ** (failures - 1), LONGEST_PAUSE)
             self._failures[name] = (failures, time.monotonic() + pause)
             if not error.retryable:
                 # It says itself that it must not be served: a checkpoint that differs, a gate that failed.
-                self.wanted.discard(name)
+                self.wanted.pop(name, None)
             log.error(
                 "model could not be brought back",
                 extra={"model": name, "code": error.code, "detail": error.detail, "failures": failures, "again": error.retryable},

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
 import tritonclient.grpc.aio as triton
+from google.protobuf import text_format
 from google.protobuf.json_format import MessageToDict
+from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from forcegate.connection import channel_options
@@ -75,11 +79,23 @@ class TritonControl:
         except (InferenceServerException, grpc.RpcError) as error:
             raise typed(error, name) from error
 
-    async def reload(self, name: str, timeout: float = 600.0) -> None:
-        """Brings a model back whose process has died. Triton goes on calling it ready, so the configuration has to change."""
+    async def reload(self, name: str, dtype: str = "", timeout: float = 600.0) -> None:
+        """Brings a model back whose process has died, or loads it again in another dtype.
+
+        Triton goes on calling a dead one ready, so the configuration has to change. Without ``dtype`` it keeps the one that it
+        runs in.
+        """
         config = await self.config(name)
         config.setdefault("parameters", {})["reloaded"] = {"string_value": str(time.time_ns())}
-        await self.load(name, config, timeout)
+        await self.load(name, _in_dtype(config, dtype) if dtype else config, timeout)
+
+    async def load_in(self, name: str, dtype: str, repositories: Sequence[Path], timeout: float = 600.0) -> None:
+        """Loads a model that is not loaded, to be evaluated in ``dtype``: its ``config.pbtxt`` with this one parameter changed.
+
+        Args:
+            repositories: where to look for the model's folder.
+        """
+        await self.load(name, configuration(name, dtype, repositories), timeout)
 
     async def unload(self, name: str) -> None:
         """Unloads a model; what it is evaluating is finished first."""
@@ -87,6 +103,29 @@ class TritonControl:
             await self._client.unload_model(name, client_timeout=60.0)
         except (InferenceServerException, grpc.RpcError) as error:
             raise typed(error, name) from error
+
+
+def configuration(name: str, dtype: str, repositories: Sequence[Path]) -> dict[str, Any] | None:
+    """The configuration that runs a model in ``dtype``, as the JSON form of ``config.pbtxt``; None where the file says so itself.
+
+    Raises:
+        ModelNotReady: there is no such file.
+    """
+    path = next((path for folder in repositories if (path := folder / name / "config.pbtxt").is_file()), None)
+    if path is None:
+        raise ModelNotReady(f"The model {name!r} has no configuration.", f"Run `forcegate export {name}`.")
+    message = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    config = MessageToDict(message, preserving_proto_field_name=True)
+    return None if dtype_of(config) == dtype else _in_dtype(config, dtype)
+
+
+def dtype_of(config: Mapping[str, Any]) -> str:
+    """The floating-point type that a configuration asks for; empty where it is not one of ours."""
+    return str(config.get("parameters", {}).get("dtype", {}).get("string_value", ""))
+
+
+def _in_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    return config | {"parameters": config["parameters"] | {"dtype": {"string_value": dtype}}}
 
 
 def typed(error: InferenceServerException | grpc.RpcError, model: str) -> ForcegateError:

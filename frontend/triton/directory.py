@@ -100,6 +100,11 @@ class Entry:
     ready_until: float = -1e9
     """``time.monotonic()`` when it was last seen ready; a model that is just being reloaded was ready a moment ago."""
 
+    @property
+    def dtype(self) -> str:
+        """The floating-point type that it runs in; that of the variant where Triton does not serve it."""
+        return self.variant.dtype if self.facts is None else self.facts.dtype
+
 
 class Directory:
     """The models of one Triton server. ``run`` keeps it current; everything else reads the last poll."""
@@ -110,6 +115,8 @@ class Directory:
         self._repositories = repositories
         self._reports = Reports(state / "reports")
         self._loading: dict[str, asyncio.Task[None]] = {}
+        self._asked_for: dict[str, str] = {}
+        self._reloaded: set[str] = set()
         self._first = asyncio.Event()
         self._seen_alive: dict[str, int] = {}
         self._polled = float("-inf")
@@ -190,34 +197,58 @@ class Directory:
         """The same as of the last poll, without touching a file."""
         return self._entries[name].report.pid
 
-    async def load(self, name: str, patience: float) -> Entry:
+    async def load(self, name: str, patience: float, dtype: str = "") -> Entry:
         """Loads a model and waits for it, at most ``patience`` seconds; the loading itself goes on after that.
 
-        What is loaded already stays as it is.
+        What is loaded already stays as it is, unless it runs in another dtype than the one that is asked for: then it answers
+        until the new copy has passed its gate and takes its place.
+
+        Args:
+            dtype: empty for the variant's own, or for the one that it is loaded in.
 
         Raises:
+            UnsupportedDtype: it cannot be evaluated in this dtype.
             ForcegateError: what the model said, or that Triton does not answer.
         """
-        name = self.catalogue.resolve(name).name
+        variant = self.catalogue.resolve(name)
+        name = (variant.with_dtype(dtype) if dtype else variant).name
+        until = time.monotonic() + patience
+        while (task := self._loading.get(name)) is not None and dtype not in ("", self._asked_for[name]):
+            # Somebody else has asked for another dtype a moment ago. Whoever asks last has it.
+            await asyncio.wait((task,), timeout=until - time.monotonic())
+            if not task.done():
+                return self._entries[name]
+            await self.poll()
         entry = self._entries[name]
-        if entry.state == READY:
+        if entry.state == READY and dtype in ("", entry.dtype):
             return entry
         if entry.state == MISSING and entry.error is not None:
             raise entry.error
-        task = self._loading.get(name)
         if task is None:
-            # Triton takes a copy whose process has died for ready, and would not load it again as it is.
-            dead = entry.state == FAILED and entry.facts is not None
-            task = self._loading[name] = asyncio.create_task((self._control.reload if dead else self._control.load)(name))
+            task = self._loading[name] = asyncio.create_task(self._load(entry, dtype))
+            self._asked_for[name] = dtype or entry.dtype
             task.add_done_callback(lambda done: self._loaded(name, done))
-        self._entries[name] = replace(entry, state=LOADING, error=_being_loaded(name))
-        await asyncio.wait((task,), timeout=patience)
+        if entry.state != READY:
+            self._entries[name] = replace(entry, state=LOADING, error=_being_loaded(name))
+        await asyncio.wait((task,), timeout=until - time.monotonic())
         if task.done():
             failure = task.exception()
             await self.poll()
             if failure is not None:
                 raise self._entries[name].error or failure
-        return self._entries[name]
+            return self._entries[name]
+        return replace(self._entries[name], state=LOADING, error=_being_loaded(name))
+
+    async def _load(self, entry: Entry, dtype: str) -> None:
+        name = entry.variant.name
+        # Triton takes a copy whose process has died for ready, and would not load it again as it is.
+        dead = entry.state == FAILED and entry.facts is not None
+        if entry.state == READY or dead:
+            await self._control.reload(name, dtype)
+        elif dtype:
+            await self._control.load_in(name, dtype, self._repositories)
+        else:
+            await self._control.load(name)
 
     async def unload(self, name: str) -> Entry:
         """Unloads a model; what it is evaluating is finished first.
@@ -239,14 +270,18 @@ class Directory:
 
     def _loaded(self, name: str, task: asyncio.Task[None]) -> None:
         self._loading.pop(name, None)
+        self._reloaded.add(name)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("a model was not loaded", extra={"model": name, "code": getattr(error, "code", type(error).__name__)})
 
     async def _refresh(self, name: str, state: ModelState | None) -> None:
         entry, old = self._entry(name, state), self._entries[name]
         if state is not None and state.state == "READY":
-            same_process = old.facts is not None and old.report.pid == entry.report.pid and self.reachable
-            facts = old.facts if same_process else await self._facts(name)
+            known = old.facts if self.reachable and old.report.pid == entry.report.pid else None
+            if name in self._reloaded or (known is not None and entry.report.dtype not in (None, known.dtype)):
+                known = None  # a new process tells of itself a moment before Triton puts it in the old one's place
+            self._reloaded.discard(name)
+            facts = known or await self._facts(name)
             entry = self._living(self._verified(replace(entry, facts=facts, ready_until=time.monotonic())))
         elif entry.state == LOADING:
             entry = replace(entry, facts=old.facts, ready_until=old.ready_until)

@@ -22,6 +22,7 @@ class Report:
     gate: Mapping[str, Any] | None = None
     seconds: float | None = None
     device: str | None = None
+    dtype: str | None = None
     pid: int | None = None
     time: float = 0.0
     memory_mb: int | None = None
@@ -58,6 +59,7 @@ def _report(data: Mapping[str, Any]) -> Report:
         gate=data.get("gate"),
         seconds=data.get("seconds"),
         device=data.get("device"),
+        dtype=data.get("dtype"),
         pid=data.get("pid"),
         time=float(data.get("time") or 0.0),
     )

@@ -97,6 +97,18 @@ def test_the_calculator_adds_it(service: RunningService) -> None:
     assert plain.provenance["dispersion"] == "none"
 
 
+def test_evaluate_adds_it(service: RunningService) -> None:
+    structures = [cases.salt(), cases.slab(), cases.salt()]
+    plain, corrected = (evaluate(structures, "chgnet-0.3.0", address=service.grpc, dispersion=asked) for asked in ("none", "d3bj"))
+    for one, both, d3 in zip(plain, corrected, evaluate(structures, "d3bj-pbe", address=service.grpc), strict=True):
+        assert both.energy - one.energy == pytest.approx(d3.energy, abs=2e-5)  # float32 of the force field
+        assert both.forces - one.forces == pytest.approx(d3.forces, abs=2e-5)
+        assert (both.stress is None) == (d3.stress is None)
+        if both.stress is not None:
+            assert both.stress - one.stress == pytest.approx(d3.stress, abs=2e-5)
+        assert (one.provenance["dispersion"], both.provenance["dispersion"]) == ("none", "d3bj-pbe")
+
+
 def test_rest_adds_it_and_says_so(service: RunningService) -> None:
     salt = cases.salt()
     (d3,) = evaluate([salt], "d3bj-pbe", address=service.grpc)

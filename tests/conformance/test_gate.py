@@ -88,7 +88,7 @@ def test_a_model_that_fails_is_refused_with_the_check_and_the_deviation(
     monkeypatch.setattr(gate.golden, "recorded", lambda *_: shifted)
     with pytest.raises(GateFailed, match=r"golden deviates by 2\.5e-05 eV/atom"):
         argon.run(ModelSettings(state=tmp_path))
-    assert not (tmp_path / "gates" / "lj-argon.json").exists()
+    assert not (tmp_path / "gates" / "float64" / "lj-argon.json").exists()
 
 
 def test_the_full_gate_runs_once_for_one_combination(argon: Argon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +99,17 @@ def test_the_full_gate_runs_once_for_one_combination(argon: Argon, tmp_path: Pat
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert argon.run(settings).mode == "full", "another number of threads is another combination"
     assert argon.run(ModelSettings(state=tmp_path, gate="full")).mode == "full"
+
+
+def test_golden_energies_are_of_one_dtype(argon: Argon, tmp_path: Path) -> None:
+    """Those in float32 and in float64 differ by more than the gate allows, so that neither is held against the other."""
+    single = replace(argon.variant, dtype="float32", dtypes=("float64", "float32"))
+    assert gate.golden.recorded(argon.family.golden, single, tmp_path) is None
+    gate.golden.record(gate.golden.of_state(tmp_path, single), single, {"Ar fcc": 1.0})
+    assert gate.golden.recorded(argon.family.golden, single, tmp_path) == {"Ar fcc": 1.0}
+    assert gate.golden.recorded(argon.family.golden, argon.variant, tmp_path) != {"Ar fcc": 1.0}
+    (check,) = gate.Gate(Engine(argon.engine.force_field, single, argon.engine.limits), None).run(full=False).checks
+    assert check.note == "no recorded values for this checkpoint in float32"
 
 
 def test_a_state_folder_that_cannot_be_written_costs_only_the_memory(argon: Argon, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_its_golden_energies_are_recorded_and_compared_from_then_on(morse: Runni
     done = subprocess.run(["bash", "-ec", block], cwd=clone, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     golden = clone / "families" / "morse" / "golden.json"
-    energies = json.loads(golden.read_text())["morse-copper"]["energies"]
+    energies = json.loads(golden.read_text())["morse-copper:float64"]["energies"]
     assert set(energies) == {"Cu fcc"}
     _again(morse)
     assert _golden_note(morse) == "1 structures"

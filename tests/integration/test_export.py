@@ -120,7 +120,7 @@ def test_a_download_is_exported_once_and_enforced_from_then_on(state: Path, serv
     golden = json.loads((state / "golden" / "fetched-one.json").read_text())["fetched-one"]
     assert golden["checkpoint_sha256"] == SHA256
     # The same potential as lj-argon's, whose energies are checked in.
-    known = json.loads((ROOT / "forcefields/lennard_jones/golden.json").read_text())["lj-argon"]["energies"]
+    known = json.loads((ROOT / "forcefields/lennard_jones/golden.json").read_text())["lj-argon:float64"]["energies"]
     assert golden["energies"] == pytest.approx(known, abs=1e-12)
     manifest = json.loads((place(state).parent / "manifest.json").read_text())
     assert manifest["sha256"] == SHA256

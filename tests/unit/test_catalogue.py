@@ -12,7 +12,7 @@ from exporters.repository import format_elements
 from forcefields import catalogue
 from forcefields.catalogue import Catalogue, parse_elements
 from forcegate import contract
-from forcegate.errors import UnknownModel
+from forcegate.errors import UnknownModel, UnsupportedDtype
 
 KNOWN = catalogue.load()
 
@@ -164,3 +164,22 @@ def test_elements_round_trip(numbers: set[int]) -> None:
 @pytest.mark.parametrize(("text", "numbers"), [("18", (18,)), ("1-3", (1, 2, 3)), ("5, 1-2,2", (1, 2, 5))])
 def test_elements(text: str, numbers: tuple[int, ...]) -> None:
     assert parse_elements(text) == numbers
+
+
+def test_a_model_is_chosen_with_its_dtype() -> None:
+    assert KNOWN.chosen("mace-mp").dtype == "float32"
+    assert (KNOWN.chosen("mace-mp:float64").name, KNOWN.chosen("mace-mp:float64").dtype) == ("mace-mp-0-medium", "float64")
+    assert KNOWN.chosen("mace-omol-0:float32").dtype == "float32", "the other one of a model that is served in float64"
+    for setting in ("sevennet-0:float64", "mace-mp:float16", "mace-mp:", "allscaip:float64"):
+        with pytest.raises(UnsupportedDtype, match=r"It has: float32"):
+            KNOWN.chosen(setting)
+    with pytest.raises(UnknownModel):
+        KNOWN.chosen("mace-mpp:float64")
+
+
+def test_a_default_dtype_has_to_be_among_those_that_can_be_chosen(tmp_path: Path) -> None:
+    family_toml(tmp_path, "a", variant("a-1", further='dtype = "float64"\ndtypes = ["float32"]'))
+    with pytest.raises(ValueError, match="float64"):
+        catalogue.load([tmp_path])
+    family_toml(tmp_path, "a", variant("a-1", further='dtype = "float64"'))
+    assert catalogue.load([tmp_path]).variants["a-1"].dtypes == ("float64",)

@@ -127,3 +127,53 @@ def test_progress_and_what_is_not_a_structure(address: str) -> None:
     assert seen == [(1, 3), (2, 3), (3, 3)]
     with pytest.raises(TypeError, match="Structure 0 is a str"):
         evaluate(["Cu.cif"], "m", address=address)  # type: ignore[list-item]
+
+
+def with_policy(triton: FaultyTriton, policy: str) -> None:
+    triton.parameters |= {"dispersion": policy, "functional": "PBE(+U)", "extra_outputs": "energies"}
+
+
+def test_a_correction_is_added_and_named(address: str, triton: FaultyTriton) -> None:
+    with_policy(triton, "allowed")
+    triton.faults = [(grpc.StatusCode.UNAVAILABLE, "Socket closed")] * 3
+    results = evaluate(chains(50), "m", address=address, dispersion="d3bj", in_flight=8)
+    # The fault injector answers for the correction as it does for the model.
+    assert [result.energy for result in results] == [2 * (1 + number % 7) for number in range(50)]
+    assert {request.model_name for request in triton.requests} == {"m", "d3bj-pbe"}
+    assert results[0].provenance["dispersion"] == "d3bj-pbe"
+    assert evaluate(chains(1), "m", address=address, dispersion="auto")[0].energy == 1, "allowed is not recommended"
+
+
+def test_a_recommended_correction_is_added_by_auto(address: str, triton: FaultyTriton) -> None:
+    with_policy(triton, "recommended")
+    assert evaluate(chains(1), "m", address=address, dispersion="auto")[0].energy == 2
+    assert evaluate(chains(1), "m", address=address)[0].energy == 1
+    (energy,) = evaluate(chains(1), "m", address=address, dispersion="auto", outputs=("energy",))
+    assert (energy.energy, energy.forces) == (2, None)
+
+
+def test_a_structure_that_either_of_them_refuses_fails_alone(address: str, triton: FaultyTriton) -> None:
+    with_policy(triton, "allowed")
+    triton.poison, triton.deaths = 92, 0
+    structures = [bulk("Cu"), bulk("U", "bcc", a=3.4), Atoms("CuX", [[0, 0, 0], [0, 0, 2]]), bulk("Cu")]
+    results = evaluate(structures, "m", address=address, dispersion="d3bj", raise_errors=False)
+    assert [result.energy for result in results] == [2, None, None, 2]
+    assert [type(result.error) for result in results[1:3]] == [errors.EvaluationFailed, errors.InvalidStructure]
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "kind"),
+    [
+        ("included", {"dispersion": "d3bj"}, errors.DispersionNotSupported),
+        ("allowed", {"dispersion": "d4"}, errors.InvalidRequest),
+        # There are none of each atom, and what the model says of them would not sum to the energy.
+        ("allowed", {"dispersion": "d3bj", "outputs": ("energy", "energies")}, errors.UnsupportedOutput),
+    ],
+)
+def test_a_correction_that_would_be_wrong_is_refused_before_anything_is_sent(
+    address: str, triton: FaultyTriton, policy: str, options: dict[str, object], kind: type[errors.ForcegateError]
+) -> None:
+    with_policy(triton, policy)
+    with pytest.raises(kind):
+        evaluate(chains(3), "m", address=address, **options)
+    assert triton.requests == []

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from exporters.repository import parameters
 from forcefields import catalogue
+from forcefields.catalogue import Catalogue
 from forcegate.errors import (
     CheckpointMismatch,
     CheckpointMissing,
@@ -24,8 +26,9 @@ from forcegate.errors import (
     ModelNotReady,
     ServerUnavailable,
     UnknownModel,
+    UnsupportedDtype,
 )
-from frontend.triton.control import ModelState
+from frontend.triton.control import ModelState, configuration, dtype_of
 from frontend.triton.directory import FAILED, LOADABLE, LOADING, MISSING, READY, Directory
 
 NAME = "lj-argon"
@@ -42,6 +45,8 @@ class Control:
         self.away = False
         self.failure: ForcegateError | None = None
         self.reloads = 0
+        self.slow = asyncio.Event()
+        self.slow.set()
 
     def say(self, state: str, reason: str = "") -> None:
         self.index = {NAME: ModelState(NAME, state, reason)}
@@ -56,14 +61,20 @@ class Control:
 
     async def load(self, _name: str) -> None:
         await asyncio.sleep(0.05)
+        await self.slow.wait()
         if self.failure is not None:
             self.say("UNAVAILABLE", self.failure.to_wire())
             raise self.failure
         self.say("READY")
 
-    async def reload(self, name: str) -> None:
+    async def load_in(self, name: str, dtype: str, _repositories: object) -> None:
+        await self.load(name)
+        self.parameters["dtype"] = dtype
+
+    async def reload(self, name: str, dtype: str = "") -> None:
         self.reloads += 1
         await self.load(name)
+        self.parameters["dtype"] = dtype or self.parameters["dtype"]
 
     async def unload(self, _name: str) -> None:
         self.say("UNAVAILABLE", "unloaded")
@@ -275,3 +286,71 @@ def test_loading_waits_for_the_model_but_not_for_ever(directory: Directory, cont
 def test_a_hidden_model_shows_only_while_it_is_served(directory: Directory) -> None:
     shown = {entry.variant.name for entry in directory.entries()}
     assert {name for name, variant in CATALOGUE.variants.items() if not variant.hidden} == shown
+
+
+@pytest.fixture
+def both(tmp_path: Path, control: Control) -> Directory:
+    """The directory of a catalogue whose model can be evaluated in two dtypes."""
+    family = CATALOGUE.family_of(VARIANT)
+    either = replace(VARIANT, dtypes=("float64", "float32"))
+    families = {**CATALOGUE.families, family.name: replace(family, variants=(either,))}
+    checkpoint = tmp_path / "repository" / NAME / "1" / VARIANT.checkpoint.file
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    return Directory(control, Catalogue(families), (tmp_path / "repository",), tmp_path)  # type: ignore[arg-type]
+
+
+def test_loading_in_another_dtype_replaces_the_copy_that_goes_on_answering(both: Directory, control: Control) -> None:
+    async def steps() -> None:
+        assert (await both.load(NAME, 5, "float32")).dtype == "float32"
+        assert (await both.load(NAME, 5)).dtype == "float32", "without a wish it stays as it is"
+        assert control.reloads == 0
+        control.slow.clear()
+        waiting = await both.load(NAME, 0.01, "float64")
+        assert waiting.state == LOADING
+        await both.poll()
+        assert both.facts(NAME).dtype == "float32", "the old copy answers until the new one is there"
+        control.slow.set()
+        # The third caller wants what the second one is about to replace: whoever asks last has it.
+        assert (await both.load(NAME, 5, "float32")).dtype == "float32"
+        assert control.reloads == 2
+        assert both.facts(NAME).dtype == "float32"
+
+    run(steps)
+
+
+def test_a_dtype_that_the_model_does_not_have_is_refused(directory: Directory, control: Control) -> None:
+    control.say("READY")
+    run(directory.poll)
+    with pytest.raises(UnsupportedDtype, match="float64"):
+        run(lambda: directory.load(NAME, 1, "float32"))
+    assert control.reloads == 0
+
+
+def test_facts_are_read_again_when_the_report_speaks_of_another_dtype(both: Directory, control: Control, tmp_path: Path) -> None:
+    """A new process writes its report a moment before Triton puts it in the old one's place."""
+    (tmp_path / "reports").mkdir()
+
+    async def steps() -> None:
+        control.say("READY")
+        report(tmp_path, os.getpid(), dtype="float32")
+        await both.poll()
+        assert both.facts(NAME).dtype == "float64"
+        control.parameters["dtype"] = "float32"
+        await both.poll()
+        assert both.facts(NAME).dtype == "float32"
+
+    run(steps)
+
+
+def test_the_configuration_for_another_dtype_differs_in_nothing_else() -> None:
+    repository = (Path("model_repository"),)
+    assert configuration(NAME, "float64", repository) is None, "the file says so itself"
+    changed = configuration(NAME, "float32", repository)
+    assert changed is not None
+    assert dtype_of(changed) == "float32"
+    told = {key: value.get("string_value", "") for key, value in changed["parameters"].items()}
+    assert told == parameters(VARIANT, CATALOGUE.family_of(VARIANT)) | {"dtype": "float32"}
+    assert changed["backend"] == "python"
+    with pytest.raises(ModelNotReady):
+        configuration("no-such-model", "float32", repository)

@@ -21,7 +21,7 @@ from forcegate.errors import (
 )
 from forcegate.structure import Structure
 from frontend.decoder import INLINE, Decoder
-from frontend.requests import Batch, Limits, MultiModel, SinglePoint, decode
+from frontend.requests import Batch, Limits, MultiModel, SinglePoint, decode, load_dtype
 from frontend.telemetry import Call
 
 LIMITS = Limits(max_batch=4, max_atoms=1000)
@@ -333,3 +333,15 @@ def test_every_error_survives_the_way_from_a_decoder_process() -> None:
         error = pickle.loads(pickle.dumps(kind("a detail", "a hint")))
         assert isinstance(error, ForcegateError)
         assert error.as_dict() == kind("a detail", "a hint").as_dict()
+
+
+def test_a_load_may_ask_for_a_dtype() -> None:
+    assert [load_dtype(body, "json") for body in (b"", b"{}", b'{"dtype": null}', b'{"dtype": "float64", "x": 1}')] == [
+        "",
+        "",
+        "",
+        "float64",
+    ]
+    for body in (b"[]", b'{"dtype": 64}', b"{"):
+        with pytest.raises(InvalidRequest):
+            load_dtype(body, "json")

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from forcefields import catalogue
-from forcegate.errors import GateFailed, SetupError
+from forcegate.errors import GateFailed, SetupError, UnsupportedDtype
 from frontend import settings as all_settings
 from frontend.supervisor import launch, process
 from frontend.supervisor.process import ChildProcess
@@ -117,3 +117,13 @@ def _first(log: Path) -> int:
     with log.open() as file:
         line = file.readline()
     return int(line.split()[1]) if len(line) == 100 else 0
+
+
+def test_a_model_may_be_named_with_a_dtype_and_once() -> None:
+    known = catalogue.load()
+    settings = all_settings.load(models="mace-mp:float64,lj-argon,mace-mp-0-medium:float64")
+    assert launch._dtypes(settings, known) == {"mace-mp-0-medium": "float64", "lj-argon": "float64"}
+    with pytest.raises(SetupError, match="float64 and in float32"):
+        launch._dtypes(all_settings.load(models="mace-mp:float64,mace-mp"), known)
+    with pytest.raises(UnsupportedDtype, match="float32"):
+        launch._dtypes(all_settings.load(models="sevennet-0:float64"), known)
