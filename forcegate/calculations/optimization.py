@@ -163,11 +163,13 @@ def relax_all(
     parameters: OptimizationParameters,
     progress: Progress = ignore,
     phase: str = "relaxation",
+    *,
+    require: bool = True,
 ) -> list[OptimizationAnswer]:
     """Relaxes many structures, side by side where ``forces`` allows it.
 
     Raises:
-        NotRelaxed: one of them did not converge; which one, and how far it came, is in the sentence.
+        NotRelaxed: one of them did not converge, unless ``require`` is False; the sentence says which, and how far it came.
     """
 
     def relax(calculator: BaseCalculator, structure: Atoms, part: int, report: Progress) -> OptimizationAnswer:
@@ -175,7 +177,8 @@ def relax_all(
 
     answers = side_by_side(forces, structures, relax, progress)
     for part, answer in enumerate(answers):
-        require_converged(answer, parameters, f"structure {part} of {len(answers)} ({phase})")
+        if require:
+            require_converged(answer, parameters, f"structure {part} of {len(answers)} ({phase})")
     return answers
 
 

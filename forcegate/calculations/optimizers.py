@@ -48,7 +48,7 @@ def restored(optimizer: Optimizer, arrays: dict[str, np.ndarray], values: dict[s
     """Gives a new optimizer what ``captured`` took from another one."""
     if isinstance(optimizer, BFGS):
         if "hessian" in arrays:
-            optimizer.state = BFGSMethod(arrays["hessian"].copy())
+            optimizer.state = BFGSMethod(arrays["hessian"].copy())  # type: ignore[assignment]
             optimizer.pos0, optimizer.forces0 = arrays["pos0"].copy(), arrays["forces0"].copy()
     elif isinstance(optimizer, LBFGS):
         memory = optimizer.state
