@@ -110,7 +110,7 @@ class HeatCapacityAnswer(Answer):
         imaginary_fraction: share of all modes.
         lowest_frequency: THz, on mesh and bands; negative is imaginary. ``lowest_qpoint`` is where.
         lowest_qpoint: ``[3]``, in reciprocal vectors of the primitive cell.
-        max_frequency: THz.
+        max_frequency: THz, on mesh and bands.
         warnings: what has to be known of the numbers.
         frequencies: ``[q, bands]`` of the mesh, THz. ``weights`` are the shares of its q-points.
         dos_frequencies, dos: THz; modes per THz and primitive cell.
@@ -249,7 +249,7 @@ def _answer(phonons: Any, atoms: Atoms, parameters: HeatCapacityParameters, resi
         imaginary_fraction=fraction,
         lowest_frequency=lowest,
         lowest_qpoint=where,
-        max_frequency=float(mesh.frequencies.max()),
+        max_frequency=float(max(mesh.frequencies.max(), *(each.max() for each in bands.frequencies))),
         warnings=warnings,
         frequencies=np.array(mesh.frequencies),
         weights=weights,
