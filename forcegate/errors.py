@@ -177,6 +177,7 @@ class FitFailed(ForcegateError):
     """The points of a calculation do not carry the fit that was asked for; ``points`` holds them, by name and unit."""
 
     code, status = "fit_failed", 422
+    default_hint = "Look at the points: widen the range, add points, or relax the structure first."
 
     def __init__(self, detail: str, hint: str | None = None, points: Mapping[str, Sequence[float]] | None = None) -> None:
         super().__init__(detail, hint)

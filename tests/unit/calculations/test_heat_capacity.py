@@ -69,7 +69,7 @@ def test_thermal_properties_are_those_of_the_modes(crystal) -> None:  # type: ig
     assert np.allclose(crystal.heat_capacities, 4 * crystal.heat_capacities_per_atom)
     # F = U - T S, and U is the classical 3kT at 3000 K.
     energy = crystal.free_energies_per_atom[-1] + 3000 * crystal.entropies_per_atom[-1] / 96485.33212
-    assert energy == pytest.approx(3 * kB * 3000, rel=1e-3)
+    assert energy == pytest.approx(3 * kB * 3000, rel=2e-3)
 
 
 def test_the_density_of_states_counts_every_mode(crystal) -> None:  # type: ignore[no-untyped-def]
