@@ -7,6 +7,7 @@ line of text (``to_wire``), because Triton has nothing else for it, and comes ba
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 
@@ -177,6 +178,28 @@ class OutOfMemory(ForcegateError):
 
     code, status = "out_of_memory", 413
     default_hint = "Use a smaller cell, or a device with more memory."
+
+
+class FitFailed(ForcegateError):
+    """The points of a calculation do not carry the fit that was asked for; ``points`` holds them, by name and unit."""
+
+    code, status = "fit_failed", 422
+    default_hint = "Look at the points: widen the range, add points, or relax the structure first."
+
+    def __init__(self, detail: str, hint: str | None = None, points: Mapping[str, Sequence[float]] | None = None) -> None:
+        super().__init__(detail, hint)
+        self.points = {name: list(values) for name, values in (points or {}).items()}
+
+    def as_dict(self) -> dict[str, object]:
+        """The body of a REST error answer, with the points where there are any."""
+        return super().as_dict() | ({"points": self.points} if self.points else {})
+
+
+class NotRelaxed(ForcegateError):
+    """A relaxation that the calculation rests on did not converge."""
+
+    code, status = "not_relaxed", 422
+    default_hint = "Allow more steps, or relax the structure on its own first."
 
 
 class NotFound(ForcegateError):

@@ -11,10 +11,15 @@ from typing import Annotated
 import typer
 
 from forcegate import __version__
+from forcegate.cli.bulk_modulus import bulk_modulus
 from forcegate.cli.compare import compare
 from forcegate.cli.demo import demo
+from forcegate.cli.elasticity import elasticity
 from forcegate.cli.evaluate import evaluate
+from forcegate.cli.interaction import interaction
+from forcegate.cli.md import md
 from forcegate.cli.models import models
+from forcegate.cli.phonons import phonons
 from forcegate.cli.terminal import exit_code, report
 from forcegate.errors import ForcegateError
 
@@ -41,6 +46,8 @@ def application() -> typer.Typer:
     _add_serve(app)
     for command in (models, evaluate, compare, demo):
         app.command()(command)
+    for calculation in (md, bulk_modulus, phonons, elasticity, interaction):
+        app.command()(calculation)
     return app
 
 

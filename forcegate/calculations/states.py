@@ -1,0 +1,76 @@
+"""The state of a relaxation or of molecular dynamics: handed out while it runs, and taken back to go on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forcegate.errors import InvalidRequest
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that is needed to go on, in numbers: no object is stored, so that a file from elsewhere can be read safely.
+
+    Attributes:
+        kind: what it belongs to: ``optimization`` or ``stability``.
+        step: steps that have been made.
+        arrays: positions, momenta, cell, Hessian, thermostat and the like.
+        values: what JSON holds: phase, counters, state of the random numbers.
+    """
+
+    kind: str
+    step: int
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Writes the state; a reader finds the former one or this one, never a part of it."""
+        beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+        header = json.dumps({"version": VERSION, "kind": self.kind, "step": self.step, "values": self.values})
+        with beside.open("wb") as file:
+            np.savez(file, __header__=np.array(header), **self.arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> State:
+        """Reads what ``save`` wrote.
+
+        Raises:
+            InvalidRequest: the file is none of these, or of another version.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            header = json.loads(str(arrays.pop("__header__")))
+        except (OSError, ValueError, KeyError) as error:
+            raise InvalidRequest(f"{path} holds no state of a calculation: {error}", "Start the calculation anew.") from None
+        if header["version"] != VERSION:
+            raise InvalidRequest(f"{path} was written by another version.", "Start the calculation anew.")
+        return cls(header["kind"], header["step"], arrays, header["values"])
+
+    def belongs(self, kind: str, atoms: int) -> None:
+        """Checks that this state is one of ``kind``, for as many atoms.
+
+        Raises:
+            InvalidRequest: it is not.
+        """
+        if self.kind != kind or len(self.arrays["positions"]) != atoms:
+            raise InvalidRequest(
+                f"The state is that of {self.kind} with {len(self.arrays['positions'])} atoms, not of {kind} with {atoms}.",
+                "Give the state that this calculation handed out.",
+            )
+
+
+Checkpoint = Callable[[Callable[[], State]], None]
+"""Called at every step with a function that makes the state, so that making it costs nothing where it is not wanted yet."""
