@@ -251,6 +251,23 @@ class _Stream:
             elif exhausted and given == read:
                 return
 
+    def submit(self, index: int, structure: Atoms | Structure) -> None:
+        """Sends one structure; for callers that want answers as they come, instead of ``run``."""
+        self._start(index, structure)
+
+    def collect(self) -> list[Evaluation]:
+        """The next answers to come, in no order; waits for one while any structure is under way."""
+        while not self._done and (self._flying or self._again):
+            self._send_again()
+            self._collect()
+        done, self._done = list(self._done.values()), {}
+        return done
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another structure may be sent now."""
+        return not self._again and self._room()
+
     def cancel(self) -> None:
         """Calls off what is still in flight."""
         for future in list(self._flying.values()):
