@@ -11,7 +11,7 @@ from ase import Atoms
 
 from forcegate import errors
 from forcegate.connection import Connection
-from forcegate.evaluation import _checked, _Stream
+from forcegate.evaluation import _check, _Stream
 from forcegate.relaxation.driver import Answer, Evaluator, InProcess, drive
 from forcegate.relaxation.relaxation import Relaxation, Relaxed, Settings
 from forcegate.relaxation.store import Store
@@ -140,7 +140,9 @@ def _evaluator(
     connection = Connection(model, address)
     stream = _Stream(connection, OUTPUTS, head, at_once, timeout)
     try:
-        stream.provenance = _checked(connection, OUTPUTS, head, Attempts(timeout, connect_timeout))
+        attempts = Attempts(timeout, connect_timeout)
+        _check(connection, OUTPUTS, head, attempts)
+        stream.provenance = connection.provenance(head, attempts)
         yield stream, stream.provenance
     finally:
         stream.cancel()
