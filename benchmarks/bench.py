@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from benchmarks import report, service
-from benchmarks.plan import Plan
+from benchmarks.plan import STATE, Plan
 from benchmarks.service import say
 from forcegate.errors import ForcegateError, SetupError
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sections = [import_module(f"benchmarks.sections.{name}") for name in SECTIONS if name in names]
     service.end_on_sigterm()
     try:
-        plan = Plan.make([name for name in options.models.split(",") if name], options.quick, options.minutes)
+        plan = Plan.make([name for name in options.models.split(",") if name], options.quick, options.minutes, options.state)
         results = measure(plan, sections)
     except ForcegateError as error:
         print(error, file=sys.stderr)
@@ -72,6 +72,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", default="", help="models to measure, separated by commas, in place of each section's own")
     parser.add_argument("--quick", action="store_true", help="rough figures, written to var/bench")
     parser.add_argument("--minutes", type=float, default=20.0, help="how long the soak takes")
+    parser.add_argument("--state", type=Path, default=STATE, help="state folder of the services that are measured")
     parser.add_argument("--output", type=Path, help="folder for the results")
     parser.add_argument("--name", default="", help="name of the files, in place of date and cores")
     return parser.parse_args(arguments)

@@ -23,6 +23,13 @@ def calculator(variant: Variant, checkpoint: Path) -> Any:
     return MADE[variant.family](variant, checkpoint)
 
 
+def gives_stress(variant: Variant) -> bool:
+    """Whether the package's calculator gives a stress; those around eSEN models of molecules raise."""
+    return (
+        variant.gate.skip.get("stress", "") != "the model has none" and "omol" not in variant.name and variant.name != "tiny-esen"
+    )
+
+
 def _lennard_jones(variant: Variant, checkpoint: Path) -> Any:  # noqa: ARG001
     from ase.calculators.lj import LennardJones
 

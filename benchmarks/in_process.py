@@ -73,7 +73,7 @@ class Worker:
             each.calc = self._calculator
             each.get_potential_energy()
             each.get_forces()
-            if not self._without_stress:
+            if calculators.gives_stress(self._variant):
                 each.get_stress()
         return time.perf_counter() - started
 
@@ -88,11 +88,6 @@ class Worker:
             if job.error is not None:
                 raise job.error
         return latencies
-
-    @property
-    def _without_stress(self) -> bool:
-        """Whether the package gives none, as that of the eSEN models of molecules."""
-        return self._variant.gate.skip.get("stress", "") == "the model has none" or self._variant.name == "tiny-esen"
 
     def _structures(self, atoms: int, count: int) -> list[Structure]:
         return [from_atoms(each) for each in structures.crystals(self._variant, atoms, count)]

@@ -59,6 +59,7 @@ class Plan:
         minutes: how long the soak takes.
         device: ``cpu`` or ``cuda``.
         overrides: settings of the service.
+        state: its state folder.
     """
 
     chosen: tuple[str, ...] = ()
@@ -66,9 +67,10 @@ class Plan:
     minutes: float = 20.0
     device: str = "cpu"
     overrides: dict[str, Any] = field(default_factory=dict)
+    state: Path = STATE
 
     @classmethod
-    def make(cls, chosen: Sequence[str], quick: bool, minutes: float, device: str = "cpu") -> Plan:
+    def make(cls, chosen: Sequence[str], quick: bool, minutes: float, state: Path = STATE, device: str = "cpu") -> Plan:
         """With one thread for each model process, and a share of the memory that is free now.
 
         Raises:
@@ -78,7 +80,7 @@ class Plan:
         names = tuple(families.resolve(name).name for name in chosen)
         free = psutil.virtual_memory().available / 1e9
         overrides = {"threads": THREADS, "memory_gb": round(MEMORY_SHARE * free, 1), "device": device}
-        return cls(names, quick, minutes, device, overrides)
+        return cls(names, quick, minutes, device, overrides, state)
 
     def models(self, *own: str) -> tuple[str, ...]:
         """The models that were asked for, or else a section's own."""
@@ -95,7 +97,7 @@ class Plan:
         Raises:
             SetupError: it did not start.
         """
-        with service.own(models, STATE, all_settings.load(), **(self.overrides | further)) as settings:
+        with service.own(models, self.state, all_settings.load(), **(self.overrides | further)) as settings:
             yield settings
 
 

@@ -169,10 +169,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     header = ["model", "atoms", "over best in process", "over the runtime", "over ASE one by one", "served /s", "in process /s"]
     header += ["runtime /s", "ASE /s", "mean batch", "pass, atoms", "best pass", "outside evaluation and graphs", "stall, ms"]
     header += ["load, s", "resident, MB"]
-    cells = []
+    cells: list[list[object]] = []
     for row in rows:
         if "skipped" in row:
-            cells.append([row["model"], row["skipped"], *[""] * (len(header) - 2)])
+            cells.append(report.skipped(row, "model", width=len(header)))
             continue
         rate, used = row["structures_per_second"], row["service"]
         cells.append(

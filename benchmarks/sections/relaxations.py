@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.io import read, write
 
 from benchmarks import report, structures
-from benchmarks.plan import MODELS, STATE, Plan, variant_of
+from benchmarks.plan import MODELS, Plan, variant_of
 from benchmarks.service import say
 from benchmarks.worker import Commanded, python_of
 from frontend.settings import Settings
@@ -84,7 +84,7 @@ def rattled(model: str, count: int) -> list[Atoms]:
 
 def _served(settings: Settings, model: str, given: list[Atoms]) -> tuple[float, list[float]]:
     """Seconds of ``forcegate relax`` on a file with all of them, and the energies in eV that it wrote, in order."""
-    with tempfile.TemporaryDirectory(dir=STATE) as folder:
+    with tempfile.TemporaryDirectory(dir=settings.state) as folder:
         source, target = Path(folder) / "rattled.extxyz", Path(folder) / "relaxed.extxyz"
         write(source, given)
         command = [sys.executable, "-m", "forcegate.cli", "relax", str(source), "-m", model, "-o", str(target)]
