@@ -1,4 +1,4 @@
-"""``environments/peer-ray/bin/python -m benchmarks.peers.ray_batcher MODEL WAIT CLIENTS``: fairchem's InferenceBatcher on Ray Serve.
+"""``environments/peer-ray/bin/python -m benchmarks.peers.ray_batcher MODEL WAIT CLIENTS``: fairchem's InferenceBatcher on Ray.
 
 Its clients are threads that run ASE calculators over the served predict unit, as the package's own examples do. One command in JSON
 on each line of standard input, one answer on each line of output.
