@@ -24,7 +24,7 @@ test: $(STAMP) ## install what is missing, then run every test
 loadtest: $(STAMP) ## perf_analyzer over gRPC: CSV, table and plot in var/loadtest
 	@exec $(BIN)/python -m benchmarks.loadtest
 
-bench: $(STAMP) ## served against in-process: JSON and plots in benchmarks/results
+bench: $(STAMP) ## served over in process and over peers: JSON, tables and plots in benchmarks/results; docs/benchmarks.md
 	@exec $(BIN)/python -m benchmarks.bench
 
 lint: $(STAMP) ## formatting, style and types

@@ -1,18 +1,26 @@
-"""Clients that keep a fixed number of requests in flight (a closed loop), over gRPC and over REST, one structure in each."""
+"""Clients of the service, one structure in each request, over gRPC and REST.
+
+In a closed loop a fixed number of clients send their next structure as soon as they have the answer to their last one. In an open
+one (``arrivals.py``) the requests come when they come.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import msgpack
 import numpy as np
 import orjson
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_async
 from tritonclient.grpc import InferInput, InferRequestedOutput
 
+from benchmarks.statistics import waits
 from forcegate.contract import INPUTS, OUTPUTS
 from forcegate.structure import Structure, to_mapping
 from forcegate.tensors import pack
@@ -20,18 +28,30 @@ from forcegate.tensors import pack
 CHANNEL_OPTIONS = [("grpc.max_receive_message_length", 2**31 - 1), ("grpc.enable_http_proxy", 0)]
 
 
+Send = Callable[[int], Awaitable[None]]
+"""Sends the structure of that number and takes the answer."""
+Connect = Callable[[int], Awaitable[Send]]
+"""What the client of that number sends with."""
+MSGPACK = "application/msgpack"
+JSON = "application/json"
+
+
 @dataclass(frozen=True)
 class Run:
-    """One closed loop.
+    """What came of one load.
 
     Attributes:
         seconds: from the first request sent to the last answer received.
         latencies: seconds of each request.
+        sent: when each request was sent, on ``time.time()``'s clock, in seconds.
+        atoms: atoms of all structures.
     """
 
     clients: int
     seconds: float
     latencies: np.ndarray
+    sent: np.ndarray
+    atoms: int
 
     @property
     def structures_per_second(self) -> float:
@@ -39,9 +59,14 @@ class Run:
         return len(self.latencies) / self.seconds
 
     @property
-    def p50(self) -> float:
-        """Median seconds from sending a request to its answer."""
-        return float(np.median(self.latencies))
+    def atoms_per_second(self) -> float:
+        """Atoms over the same time."""
+        return self.atoms / self.seconds
+
+    @property
+    def waits(self) -> dict[str, float]:
+        """Percentiles of the latencies in ms."""
+        return waits(self.latencies)
 
 
 def inputs(structure: Structure) -> list[InferInput]:
@@ -59,88 +84,106 @@ def requested() -> list[InferRequestedOutput]:
     return [InferRequestedOutput(spec.name) for spec in OUTPUTS]
 
 
-def body(structure: Structure, model: str) -> bytes:
-    """The JSON of ``POST /api/v1/single_point``."""
-    return bytes(orjson.dumps({"model_name": model, "atoms": to_mapping(structure)}))
+def body(structure: Structure, model: str, media: str = JSON) -> bytes:
+    """The body of ``POST /api/v1/single_point``."""
+    mapping = {"model_name": model, "atoms": to_mapping(structure)}
+    return bytes(msgpack.packb(mapping) if media == MSGPACK else orjson.dumps(mapping))
+
+
+@asynccontextmanager
+async def over_grpc(address: str, model: str, structures: Sequence[Structure]) -> AsyncIterator[Connect]:
+    """Triton's gRPC. The messages are made before the clock starts: the client shares the machine with the service."""
+    prepared = [inputs(structure) for structure in structures]
+    client, outputs = triton_async.InferenceServerClient(address, channel_args=CHANNEL_OPTIONS), requested()
+
+    async def send(index: int) -> None:
+        answer = await client.infer(model, prepared[index], outputs=outputs)
+        answer.as_numpy("forces")
+
+    async def connect(_client: int) -> Send:
+        return send
+
+    try:
+        yield connect
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def over_rest(
+    host: str, port: int, bodies: Sequence[bytes], media: str = JSON, path: str = "/api/v1/single_point"
+) -> AsyncIterator[Connect]:
+    """HTTP, on one connection for each client; ready bodies, for the same reason."""
+    connections: list[Connection] = []
+    decode: Callable[[bytes], Any] = msgpack.unpackb if media == MSGPACK else orjson.loads
+
+    async def connect(_client: int) -> Send:
+        connection = await Connection.open(host, port, media)
+        connections.append(connection)
+
+        async def send(index: int) -> None:
+            decode(await connection.post(path, bodies[index]))
+
+        return send
+
+    try:
+        yield connect
+    finally:
+        for connection in connections:
+            connection.close()
 
 
 def grpc_closed_loop(address: str, model: str, structures: Sequence[Structure], clients: int) -> Run:
-    """Every structure once over Triton's gRPC. The messages are made before the clock starts: the client shares the machine."""
-    prepared = [inputs(structure) for structure in structures]
+    """Every structure once over Triton's gRPC."""
 
     async def run() -> Run:
-        client = triton_async.InferenceServerClient(address, channel_args=CHANNEL_OPTIONS)
-        outputs = requested()
-
-        async def one(index: int) -> None:
-            answer = await client.infer(model, prepared[index], outputs=outputs)
-            answer.as_numpy("forces")
-
-        try:
-            return await _closed_loop(lambda _client: _always(one), len(prepared), clients)
-        finally:
-            await client.close()
+        async with over_grpc(address, model, structures) as connect:
+            return await closed_loop(connect, structures, clients)
 
     return asyncio.run(run())
 
 
-def rest_closed_loop(host: str, port: int, model: str, structures: Sequence[Structure], clients: int) -> Run:
-    """Every structure once over REST, on one connection for each client."""
-    bodies = [body(structure, model) for structure in structures]
+def rest_closed_loop(host: str, port: int, model: str, structures: Sequence[Structure], clients: int, media: str = JSON) -> Run:
+    """Every structure once over REST, as JSON or as msgpack."""
+    bodies = [body(structure, model, media) for structure in structures]
 
     async def run() -> Run:
-        connections: list[Connection] = []
-
-        async def connect(_client: int) -> Callable[[int], Awaitable[None]]:
-            connection = await Connection.open(host, port)
-            connections.append(connection)
-
-            async def one(index: int) -> None:
-                orjson.loads(await connection.post("/api/v1/single_point", bodies[index]))
-
-            return one
-
-        try:
-            return await _closed_loop(connect, len(bodies), clients)
-        finally:
-            for connection in connections:
-                connection.close()
+        async with over_rest(host, port, bodies, media) as connect:
+            return await closed_loop(connect, structures, clients)
 
     return asyncio.run(run())
 
 
-async def _always(one: Callable[[int], Awaitable[None]]) -> Callable[[int], Awaitable[None]]:
-    return one
-
-
-async def _closed_loop(connect: Callable[[int], Awaitable[Callable[[int], Awaitable[None]]]], count: int, clients: int) -> Run:
+async def closed_loop(connect: Connect, structures: Sequence[Structure], clients: int) -> Run:
     """``clients`` of them take the next structure as soon as they have the answer to their last one."""
+    count = len(structures)
     senders = [await connect(client) for client in range(min(clients, count))]
     waiting = iter(range(count))
-    latencies = np.zeros(count)
+    latencies, sent = np.zeros(count), np.zeros(count)
 
-    async def client(send: Callable[[int], Awaitable[None]]) -> None:
+    async def client(send: Send) -> None:
         for index in waiting:
-            sent = time.perf_counter()
+            sent[index], began = time.time(), time.perf_counter()
             await send(index)
-            latencies[index] = time.perf_counter() - sent
+            latencies[index] = time.perf_counter() - began
 
     started = time.perf_counter()
     await asyncio.gather(*(client(send) for send in senders))
-    return Run(clients, time.perf_counter() - started, latencies)
+    return Run(clients, time.perf_counter() - started, latencies, sent, sum(map(len, structures)))
 
 
 class Connection:
     """A kept-alive HTTP/1.1 connection. A full client (httpx) costs more processor time than the gateway that it would measure."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
-        self._reader, self._writer, self._host = reader, writer, host
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, media: str) -> None:
+        self._reader, self._writer = reader, writer
+        self._fields = f"Host: {host}\r\nContent-Type: {media}\r\nAccept: {media}\r\nX-Forcegate-Timeout: 600"
 
     @classmethod
-    async def open(cls, host: str, port: int) -> Connection:
+    async def open(cls, host: str, port: int, media: str = JSON) -> Connection:
         """Connects."""
         reader, writer = await asyncio.open_connection(host, port)
-        return cls(reader, writer, host)
+        return cls(reader, writer, host, media)
 
     async def post(self, path: str, content: bytes) -> bytes:
         """The body of the answer.
@@ -148,8 +191,7 @@ class Connection:
         Raises:
             RuntimeError: the status is not 200.
         """
-        fields = f"Host: {self._host}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
-        self._writer.write(f"POST {path} HTTP/1.1\r\n{fields}\r\n\r\n".encode() + content)
+        self._writer.write(f"POST {path} HTTP/1.1\r\n{self._fields}\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
         answer = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
         length = int(answer.partition("content-length:")[2].partition("\r\n")[0])
         received = await self._reader.readexactly(length)

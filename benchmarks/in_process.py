@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import structures
+from benchmarks import calculators, structures
 from forcefields import catalogue
 from forcefields.runtime import loading, physics
 from forcefields.runtime.engine import DEFAULT_OUTPUTS, Engine
-from forcefields.runtime.settings import ModelSettings
+from forcefields.runtime.settings import ModelSettings, keep_out_of_home
 from forcegate.errors import ForcegateError
 from forcegate.structure import Structure, from_atoms
 
@@ -32,10 +32,12 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         settings = ModelSettings.from_environment()
+        keep_out_of_home(settings.state)
         families = catalogue.load()
         self._variant = families.resolve(name)
-        self._folder = Path("model_repository") / self._variant.name / "1"
-        loaded = loading.load(families, self._variant, self._folder / self._variant.checkpoint.file, "cpu")
+        self._checkpoint = checkpoint_of(self._variant, settings.state)
+        device = "cuda:0" if calculators.device() == "cuda" else "cpu"
+        loaded = loading.load(families, self._variant, self._checkpoint, device)
         limits = loading.limits(self._variant, settings.max_atoms, settings.memory_gb)
         self._engine = Engine(loaded, self._variant, limits)
         self._calculator: Any = None
@@ -62,16 +64,17 @@ class Worker:
         return time.perf_counter() - started
 
     def calculator(self, atoms: int, count: int) -> float:
-        """Seconds for the same through the package's own ASE calculator, one by one."""
+        """Seconds for the same through the package's own ASE calculator, one by one, each in new ``Atoms``."""
         if self._calculator is None:
-            self._calculator = _calculator(self._variant, self._folder / self._variant.checkpoint.file)
+            self._calculator = calculators.calculator(self._variant, self._checkpoint)
         given = structures.crystals(self._variant, atoms, count)
         started = time.perf_counter()
         for each in given:
             each.calc = self._calculator
             each.get_potential_energy()
             each.get_forces()
-            each.get_stress()
+            if calculators.gives_stress(self._variant):
+                each.get_stress()
         return time.perf_counter() - started
 
     def single(self, atoms: int, calls: int) -> list[float]:
@@ -90,18 +93,12 @@ class Worker:
         return [from_atoms(each) for each in structures.crystals(self._variant, atoms, count)]
 
 
-def _calculator(variant: catalogue.Variant, checkpoint: Path) -> Any:
-    if variant.family == "sevennet":
-        from sevenn.calculator import SevenNetCalculator
-
-        return SevenNetCalculator(str(checkpoint), device="cpu", **({"modal": variant.default_head} if variant.heads else {}))
-    if variant.family == "chgnet":
-        from chgnet.model import CHGNet
-        from chgnet.model.dynamics import CHGNetCalculator
-
-        loaded = CHGNet.load(model_name=variant.name.removeprefix("chgnet-"), use_device="cpu", verbose=False)
-        return CHGNetCalculator(loaded, use_device="cpu", on_isolated_atoms="ignore")
-    raise ValueError(f"{variant.family} has no ASE calculator of its own")
+def checkpoint_of(variant: catalogue.Variant, state: Path) -> Path:
+    """Where the service has the checkpoint: in the repository, or in the state folder where its hash was recorded there."""
+    places = [
+        folder / variant.name / "1" / variant.checkpoint.file for folder in (Path("model_repository"), state / "model_repository")
+    ]
+    return next((path for path in places if path.exists()), places[0])
 
 
 def main() -> None:

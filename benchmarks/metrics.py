@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import httpx
@@ -10,6 +11,7 @@ COUNTERS = (
     "forcegate_batch_structures_count",
     "forcegate_batch_structures_sum",
     "forcegate_atoms",
+    "forcegate_edges",
     "forcegate_pass_atoms_count",
     "forcegate_evaluation_seconds",
     "forcegate_graph_seconds",
@@ -32,6 +34,17 @@ def read(url: str, model: str) -> Counters:
     return parse(httpx.get(url, timeout=10).text, model)
 
 
+def settled(url: str, model: str) -> Counters:
+    """The same when two readings agree, for a batch is counted after it was answered; after a second, whatever is there."""
+    found = read(url, model)
+    for _ in range(20):
+        time.sleep(0.05)
+        before, found = found, read(url, model)
+        if found == before:
+            break
+    return found
+
+
 def parse(text: str, model: str) -> Counters:
     """The counters of ``model`` in Prometheus text; one that is not there is 0."""
     values = dict.fromkeys(COUNTERS, 0.0)
@@ -49,6 +62,7 @@ def summary(grown: dict[str, float], seconds: float) -> dict[str, float]:
     evaluation, graphs = grown["forcegate_evaluation_seconds"], grown["forcegate_graph_seconds"]
     return {
         "mean_batch_structures": grown["forcegate_batch_structures_sum"] / calls if calls else 0.0,
+        "edges_per_second": grown["forcegate_edges"] / seconds,
         "mean_pass_atoms": grown["forcegate_atoms"] / passes if passes else 0.0,
         "share_evaluation": evaluation / seconds,
         "share_checks_and_graphs": graphs / seconds,

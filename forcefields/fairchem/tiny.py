@@ -1,4 +1,4 @@
-"""Tiny checkpoints of FAIRChem's own architectures, with random weights."""
+"""Tiny checkpoints of FAIRChem's own architectures, and one in real size, with random weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from torch.optim.swa_utils import AveragedModel
 TASKS = ("omat", "omol", "oc20", "odac", "omc")
 CHANNELS = 16
 ELEMENTS = 100
-SCALES = {"uma": 100.0, "esen": 100.0, "esen-direct": 20.0, "allscaip": 1.0}
+SCALES = {"uma": 100.0, "esen": 100.0, "esen-direct": 20.0, "allscaip": 1.0, "uma-s-1p2": 1.0}
 """eV. Random weights give energies of any size; forces of about 1 eV/A are what tests can see errors in."""
 
 
 def make(kind: str, path: Path) -> None:
-    """Writes the checkpoint ``uma``, ``esen``, ``esen-direct`` or ``allscaip`` in the package's own inference format."""
+    """Writes the checkpoint of one of ``SCALES`` in the package's own inference format."""
     torch.manual_seed(20240711)
-    config, datasets = {"uma": _uma, "esen": _esen, "esen-direct": _esen_direct, "allscaip": _allscaip}[kind]()
+    kinds = {"uma": _uma, "esen": _esen, "esen-direct": _esen_direct, "allscaip": _allscaip, "uma-s-1p2": _uma_s_1p2}
+    config, datasets = kinds[kind]()
     model = HydraModel(**{key: value for key, value in config.items() if key != "_target_"})
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -38,14 +39,31 @@ def make(kind: str, path: Path) -> None:
 
 def _uma() -> tuple[dict[str, Any], tuple[str, ...]]:
     """As UMA-S 1.2, configs/uma/training_release/backbone/K4L2_1p2.yaml of the package's repository, but smaller."""
-    mapping = {task: task for task in TASKS}
+    return _uma_of(TASKS, num_experts=4)
+
+
+def _uma_s_1p2() -> tuple[dict[str, Any], tuple[str, ...]]:
+    """As large as UMA-S 1.2: the same file and uma_sm_full_conserve_1p2.yaml beside it, with the layers that need no extension."""
+    channels = dict.fromkeys(("sphere_channels", "hidden_channels", "edge_channels"), 128)
+    return _uma_of(
+        ("omat", "omol", "oc20", "oc22", "oc25", "odac", "omc"),
+        num_experts=64,
+        num_layers=4,
+        num_distance_basis=32,
+        cutoff=6.0,
+        **channels,
+    )
+
+
+def _uma_of(tasks: tuple[str, ...], **size: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    mapping = {task: task for task in tasks}
     backbone = _backbone(
-        num_experts=4,
         moe_layer_type="pytorch",
         regress_stress=True,
         direct_forces=False,
         dataset_mapping=mapping,
         charge_balanced_channels=[0, 1, 2],
+        **size,
     )
     head = {
         "module": "fairchem.core.models.uma.escn_moe.DatasetSpecificMoEWrapper",
@@ -54,7 +72,7 @@ def _uma() -> tuple[dict[str, Any], tuple[str, ...]]:
         "dataset_mapping": mapping,
     }
     # Without a model_id the package takes it for the withdrawn UMA 1.0 and refuses it.
-    return _hydra(backbone, {"energyandforcehead": head}, model_id="UMA-tiny"), TASKS
+    return _hydra(backbone, {"energyandforcehead": head}, model_id="UMA-tiny"), tasks
 
 
 def _esen() -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -14,6 +14,8 @@ with redirect_stdout(stderr):
     from mace.modules import PolarMACE, ScaleShiftMACE, interaction_classes
 from e3nn import o3
 
+from forcefields.mace import real_size
+
 NUMBERS = [*range(1, 84), *range(89, 95)]
 """The elements of MPtrj and OMat24."""
 
@@ -23,8 +25,8 @@ def make(kind: str, path: Path) -> None:
 
     Args:
         kind: ``mp`` (MACE-MP-0), ``omat`` (0b and later, MPA-0, OMAT-0: density normalisation, Agnesi transform and ZBL repulsion),
-            ``multihead`` (MH-1: the non-linear interaction, two heads), ``omol`` (OMOL-0: embeds charge and spin) or
-            ``polar`` (POLAR-1).
+            ``multihead`` (MH-1: the non-linear interaction, two heads), ``omol`` (OMOL-0: embeds charge and spin),
+            ``polar`` (POLAR-1) or one of ``real_size.KINDS``, which are as large as the published ones.
     """
     torch.manual_seed(20240101)
     before = torch.get_default_dtype()
@@ -40,6 +42,8 @@ def make(kind: str, path: Path) -> None:
 
 
 def _settings(kind: str) -> dict[str, Any]:
+    if kind in real_size.KINDS:
+        return real_size.settings(kind, NUMBERS) | {"atomic_energies": -np.random.default_rng(7).uniform(1.0, 6.0, len(NUMBERS))}
     first, other = {
         "mp": ("RealAgnosticResidualInteractionBlock",) * 2,
         "omat": ("RealAgnosticDensityInteractionBlock", "RealAgnosticDensityResidualInteractionBlock"),

@@ -1,4 +1,4 @@
-"""Tiny Orb checkpoints: the package's own architectures with few and narrow layers, random weights with a fixed seed."""
+"""Tiny Orb checkpoints, and some in real size: the package's own architectures, random weights with a fixed seed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ SPREAD = 15.0
 
 
 def make(kind: str, path: Path) -> None:
-    """Writes the weights of ``tiny-orb-<kind>``, whose architecture is in family.toml."""
-    variant = catalogue.load().resolve(f"tiny-orb-{kind}")
+    """Writes the weights of ``tiny-orb-<kind>``, or of ``random-orb-<kind>`` in real size, whose architecture is in family.toml."""
+    families = catalogue.load()
+    real_size = f"random-orb-{kind}" in families.variants
+    variant = families.resolve(f"random-orb-{kind}" if real_size else f"tiny-orb-{kind}")
     torch.manual_seed(20250406)
     model = architecture(variant)
-    if not variant.direct_forces:
+    if not variant.direct_forces and not real_size:
         model.heads["energy"].normalizer.bn.running_var.fill_(SPREAD**2)
     torch.save(model.state_dict(), path)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.build import molecule
 
-from benchmarks import metrics, perf_analyzer, report, structures, throughput
+from benchmarks import arrivals, metrics, perf_analyzer, report, stalls, statistics, structures
+from benchmarks.bench import SECTIONS
+from benchmarks.clients import Send, closed_loop
+from benchmarks.sections import clients, families, relaxations, soak
 from forcefields import catalogue
 from forcegate.contract import INPUTS
 from forcegate.structure import from_atoms
@@ -77,13 +82,13 @@ def test_ratios_are_formed_within_a_round() -> None:
     rounds = [
         {"served": 9.0 * speed, "adapter": 10.0 * speed, "engine": 9.0 * speed, "calculator": 6.0 * speed} for speed in (1, 0.5, 2)
     ]
-    found = throughput.ratios(rounds)
+    found = families.ratios(rounds)
     assert found == pytest.approx({"served_over_in_process_best": 0.9, "served_over_engine": 1.0, "served_over_calculator": 1.5})
 
 
 def test_one_disturbed_round_does_not_move_the_ratio() -> None:
     even = {"served": 9.0, "adapter": 10.0, "engine": 9.0, "calculator": 6.0}
-    assert throughput.ratios([even, even | {"served": 1.0}, even])["served_over_in_process_best"] == pytest.approx(0.9)
+    assert families.ratios([even, even | {"served": 1.0}, even])["served_over_in_process_best"] == pytest.approx(0.9)
 
 
 def test_the_ways_take_turns_in_alternating_order() -> None:
@@ -93,7 +98,7 @@ def test_the_ways_take_turns_in_alternating_order() -> None:
         called.append(name)
         return float(len(called))
 
-    rounds = throughput.take_turns({"a": lambda: way("a"), "b": lambda: way("b")}, 3)
+    rounds = statistics.take_turns({"a": lambda: way("a"), "b": lambda: way("b")}, 3)
     assert called == ["a", "b", "b", "a", "a", "b"]
     assert rounds[1] == {"b": 3.0, "a": 4.0}
 
@@ -131,7 +136,7 @@ def test_structures_are_of_the_model_s_elements_and_all_different(name: str) -> 
 def test_every_way_gets_the_same_mixture_of_crystals() -> None:
     """Twelve structures of eight crystals would count the dense MgO twice and CaO once."""
     with pytest.raises(ValueError, match="multiple"):
-        throughput.Effort(one_by_one=12)
+        families.Effort(one_by_one=12)
 
 
 def test_a_mixture_goes_round_the_sizes() -> None:
@@ -139,38 +144,179 @@ def test_a_mixture_goes_round_the_sizes() -> None:
     assert [len(atoms) for atoms in mixed] == [8, 16, 32, 8, 16, 32, 8]
 
 
-def test_a_report_is_written_with_what_was_too_large_named(tmp_path: Path) -> None:
-    latency = {
-        "model": "sevennet-0",
-        "atoms": 8,
-        "calls": 21,
-        "p50_ms": {"in_process": 70.0, "grpc": 71.25, "rest": 73.0},
-        "grpc_over_in_process_ms": 1.25,
-        "rest_over_grpc_ms": 1.75,
-    }
-    entry = {
-        "model": "sevennet-0",
-        "atoms": 8,
-        "served_over_in_process_best": 0.987654321,
-        "served_over_engine": 1.0,
-        "served_over_calculator": 1.11,
-        "structures_per_second": {"served": 13.0, "engine": 13.0, "adapter": 13.2, "calculator": 11.7},
-        "service": {"mean_batch_structures": 19.0, "mean_pass_atoms": 110.0, "share_elsewhere": 0.007},
-    }
-    clients = {"model": "sevennet-0", "protocol": "grpc", "clients": 32, "structures_per_second": 13.0, "structures": 64}
+@pytest.mark.parametrize("atoms", [2, 8, 32, 100, 400, 1000])
+def test_cells_of_every_size_are_as_near_to_a_cube_as_it_allows(atoms: int) -> None:
+    """A long thin cell would have other neighbours, and cost more, than the crystals that people compute."""
+    for made in structures.crystals(catalogue.load().resolve("sevennet-0"), atoms, 8):
+        assert len(made) == atoms
+        lengths = made.cell.lengths()
+        assert lengths.max() / lengths.min() < (1.2 if atoms in (2, 8, 1000) else 3.0)
+
+
+def test_repeats_are_factors() -> None:
+    assert [structures.repeats(cells) for cells in (1, 2, 27, 50, 7)] == [(1, 1, 1), (2, 1, 1), (3, 3, 3), (5, 5, 2), (7, 1, 1)]
+
+
+def test_the_mix_of_sizes_has_the_mean_of_the_materials_project() -> None:
+    """Within 4 %: the standard deviation of the mean of 20,000 draws is 0.2 atoms, and the tail beyond 444 atoms is cut."""
+    sizes = structures.materials_sizes(20_000, np.random.default_rng(1))
+    assert np.mean(sizes) == pytest.approx(structures.MEAN_ATOMS, rel=0.04)
+    assert np.median(sizes) == pytest.approx(structures.MEDIAN_ATOMS, abs=1)
+    assert min(sizes) >= 2
+    assert max(sizes) <= structures.LARGEST
+    assert not any(size % 2 for size in sizes)
+
+
+def test_poisson_arrivals_come_at_their_rate_and_do_not_know_of_each_other() -> None:
+    """Times between arrivals of a Poisson process: their standard deviation is their mean. 10,000 of them: both within 4 %."""
+    moments = arrivals.poisson(rate=50.0, count=10_000)
+    between = np.diff(moments)
+    assert (between > 0).all()
+    assert between.mean() == pytest.approx(1 / 50, rel=0.04)
+    assert between.std() == pytest.approx(1 / 50, rel=0.04)
+    # Nor does the number in one second say anything of that in the next: its variance is its mean.
+    counts = np.bincount(moments.astype(int))[:-1]
+    assert counts.var() / counts.mean() == pytest.approx(1.0, abs=0.4)
+
+
+def test_an_open_loop_does_not_wait_for_answers() -> None:
+    """Ten requests in 0.1 s to a server that takes 0.2 s for each, and any number at once, are over after 0.3 s and not after 2."""
+    given = [from_atoms(molecule("H2O"))] * 10
+    moments = np.arange(1, 11) * 0.01
+
+    async def connect(_client: int) -> Send:
+        async def send(_index: int) -> None:
+            await asyncio.sleep(0.2)
+
+        return send
+
+    started = time.perf_counter()
+    run = asyncio.run(arrivals.open_loop(connect, given, moments))
+    assert time.perf_counter() - started < 1.0
+    assert run.atoms == 30
+    assert (run.latencies >= 0.2).all()
+    assert run.latencies.max() < 0.6
+    assert run.seconds == pytest.approx(0.29, abs=0.3)
+
+
+def test_a_closed_loop_keeps_as_many_in_flight_as_there_are_clients() -> None:
+    given = [from_atoms(molecule("H2O"))] * 40
+    flying, most = 0, 0
+
+    async def connect(_client: int) -> Send:
+        async def send(_index: int) -> None:
+            nonlocal flying, most
+            flying += 1
+            most = max(most, flying)
+            await asyncio.sleep(0.001)
+            flying -= 1
+
+        return send
+
+    run = asyncio.run(closed_loop(connect, given, 8))
+    assert most == 8
+    assert len(run.latencies) == 40
+    assert (run.latencies > 0).all()
+
+
+def test_percentiles_are_waits_that_somebody_had() -> None:
+    found = statistics.waits(np.array([0.010] * 95 + [0.5] * 5))
+    assert found == pytest.approx({"p50_ms": 10.0, "p95_ms": 10.0, "p99_ms": 500.0, "longest_ms": 500.0})
+
+
+def test_a_stall_is_time_in_which_work_waited_and_nothing_was_computed() -> None:
+    waiting = stalls.union([(0.0, 1.0), (0.5, 2.0), (10.0, 11.0)])
+    assert waiting == [(0.0, 2.0), (10.0, 11.0)]
+    # From 0.4 to 1.1 nothing was computed. Between 2 and 10 nobody waited, so that the model was idle then is no stall.
+    assert stalls.longest_gap(waiting, [(0.1, 0.4), (1.1, 2.0), (10.05, 10.9)]) == pytest.approx(0.7)
+    assert stalls.longest_gap(waiting, [(-1.0, 3.0), (9.0, 12.0)]) == 0.0
+    assert stalls.longest_gap(waiting, []) == pytest.approx(2.0)
+
+
+def test_batches_are_read_from_the_model_s_log() -> None:
+    lines = [
+        '{"time": "2026-01-02T03:04:05.500Z", "level": "info", "message": "batch", "model": "a", "seconds": 0.25}',
+        '{"time": "2026-01-02T03:04:06.000Z", "level": "info", "message": "batch", "model": "b", "seconds": 0.25}',
+        "I0102 03:04:05 server.cc:1] not JSON",
+        '{"time": "2026-01-02T03:04:07.000Z", "message": "batch", "model": "a"',
+    ]
+    [(begin, end)] = stalls.batches(lines, "a")
+    assert end - begin == pytest.approx(0.25)
+    assert end % 60 == pytest.approx(5.5)
+
+
+def test_memory_that_grows_is_told_from_memory_that_has_filled() -> None:
+    times = np.linspace(0.0, 3600.0, 100)
+    filled = soak.flatness([(t, 500.0 + 300.0 * min(t / 600.0, 1.0)) for t in times])
+    leaking = soak.flatness([(t, 500.0 + 100.0 * t / 3600.0) for t in times])
+    assert filled["mb_an_hour"] == pytest.approx(0.0, abs=1e-6)
+    assert leaking["mb_an_hour"] == pytest.approx(100.0)
+    assert filled["most_mb"] == 800.0
+
+
+def test_the_soak_knows_which_errors_are_typed() -> None:
+    seen = soak.Seen()
+    seen.failed("coincident_atoms", "two atoms")
+    seen.failed("ReadTimeout", "")
+    seen.failed("None", "500 Internal Server Error")
+    assert seen.typed == {"coincident_atoms": 1}
+    assert len(seen.untyped) == 2
+
+
+def test_rattled_crystals_are_out_of_equilibrium() -> None:
+    made = relaxations.rattled("chgnet-0.3.0", 8)
+    assert [len(atoms) for atoms in made] == [8] * 8
+    assert min(atoms.get_all_distances(mic=True)[np.triu_indices(8, 1)].min() for atoms in made) > 1.0
+
+
+MEASURED = {
+    "model": "sevennet-0",
+    "atoms": 8,
+    "served_over_in_process_best": 0.987654321,
+    "served_over_engine": 1.0,
+    "served_over_calculator": 1.11,
+    "structures_per_second": {"served": 13.0, "engine": 13.0, "adapter": 13.2, "calculator": 11.7},
+    "best_pack_atoms": 128,
+    "service": {"mean_batch_structures": 19.0, "mean_pass_atoms": 110.0, "share_elsewhere": 0.007, "longest_stall_ms": 3.0},
+    "load_seconds": 12.0,
+    "resident_mb": 700.0,
+}
+LOADED = {
+    "structures": 64,
+    "structures_per_second": 13.0,
+    "atoms_per_second": 104.0,
+    **{f"{name}_ms": 2400.0 for name in ("p50", "p95", "p99", "longest")},
+    "service": {
+        "edges_per_second": 5000.0,
+        "mean_batch_structures": 19.0,
+        **{f"cpu_ms_{kind}": 1.0 for kind in ("model", "tritonserver", "gateway")},
+    },
+}
+
+
+def test_a_report_is_written_with_what_was_left_out_named(tmp_path: Path) -> None:
+    by_clients = [{"model": "sevennet-0", "protocol": "grpc", "clients": number} | LOADED for number in (32, 256)]
     results = {
         "machine": {"date": "2026-01-02", "processor": "any", "cores": 2, "memory_gb": 24, "load_before": 0.1},
         "settings": {"device": "cpu", "threads": 1},
         "quick": False,
         "seconds": 600,
-        "throughput": [entry],
-        "latency": [latency],
-        "by_clients": [clients | {"p50_ms": 2400.0, "longest_ms": 2600.0}],
-        "by_atoms": [latency, {"model": "sevennet-0", "atoms": 1000, "skipped": "about 600 atoms fit"}],
+        "sections": {"families": [MEASURED, {"model": "random-uma-s-1p2", "skipped": "it does not fit"}], "clients": by_clients},
     }
-    paths = report.write(results, tmp_path, "any")
-    assert json.loads(paths[0].read_text())["throughput"][0]["served_over_in_process_best"] == 0.9877
+    paths = report.write(results, [families, clients], tmp_path, "any")
+    assert json.loads(paths[0].read_text())["sections"]["families"][0]["served_over_in_process_best"] == 0.9877
     text = paths[1].read_text()
     assert "| sevennet-0 | 8 | **0.99** | **1.00** | **1.11** |" in text
-    assert "about 600 atoms fit" in text
+    assert "it does not fit" in text
+    assert "| sevennet-0 | grpc | 256 | **1.00** |" in text
+    assert [path.name for path in paths[2:]] == ["any-families.png", "any-clients.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[2:])
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_section_tells_why_it_was_left_out(name: str) -> None:
+    from importlib import import_module
+
+    section = import_module(f"benchmarks.sections.{name}")
+    assert name == section.NAME
+    assert "there is no such thing here" in section.table([{"skipped": "there is no such thing here"}])

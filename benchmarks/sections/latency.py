@@ -11,24 +11,40 @@ import orjson
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from benchmarks import structures
+from benchmarks import report, structures
 from benchmarks.clients import CHANNEL_OPTIONS, body, grpc_latencies
+from benchmarks.plan import ANALYTIC, MODELS, Plan, variant_of
 from benchmarks.service import say
 from benchmarks.worker import Refused, Worker
-from forcefields import catalogue
 from forcegate.structure import Structure, from_atoms
 from frontend.settings import Settings
 
 HEADERS = {"Content-Type": "application/json", "X-Forcegate-Timeout": "300"}
+NAME = "latency"
+TITLE = "Latency of one caller (aims for 8 atoms: gRPC adds 1.5 ms, REST 3.0 ms more)"
+SIZES = (8, 64, 216, 512, 1000)
 BLOCK = 5
 """Calls of one kind in a row, before the next kind has its turn."""
+
+
+def measure(plan: Plan) -> list[dict[str, Any]]:
+    """A row for each model and size."""
+    rows = []
+    for model in plan.models(ANALYTIC, *MODELS):
+        with plan.serving(model) as settings, Worker(variant_of(model).name, settings) as worker:
+            caller = Caller(settings, worker, model)
+            try:
+                rows += by_size(caller, SIZES[:2] if plan.quick else SIZES, plan.seconds(6.0, 2.0))
+            finally:
+                caller.close()
+    return rows
 
 
 class Caller:
     """One caller of the service, with kept-alive connections, and the in-process evaluation beside it."""
 
     def __init__(self, settings: Settings, worker: Worker, model: str) -> None:
-        self.variant = catalogue.load().resolve(model)
+        self.variant = variant_of(model)
         self._worker = worker
         self._url = f"http://{settings.host}:{settings.port}/api/v1/single_point"
         self._grpc = triton.InferenceServerClient(settings.grpc_address, channel_args=CHANNEL_OPTIONS)
@@ -108,3 +124,26 @@ def by_size(caller: Caller, sizes: tuple[int, ...], seconds: float) -> list[dict
             say(f"{caller.variant.name}, {atoms} atoms: {error}")
             results.append({"model": caller.variant.name, "atoms": atoms, "skipped": str(error)})
     return results
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """What gRPC and REST add first."""
+    header = [
+        "model",
+        "atoms",
+        "gRPC adds, ms",
+        "REST adds to gRPC, ms",
+        "in process p50, ms",
+        "gRPC p50, ms",
+        "REST p50, ms",
+        "calls",
+    ]
+    cells: list[list[object]] = []
+    for row in rows:
+        if "skipped" in row:
+            cells.append(report.skipped(row, "model", "atoms", width=len(header)))
+            continue
+        p50 = [f"{row['p50_ms'][way]:.2f}" for way in ("in_process", "grpc", "rest")]
+        adds = [f"**{row['grpc_over_in_process_ms']:.2f}**", f"**{row['rest_over_grpc_ms']:.2f}**"]
+        cells.append([row["model"], row["atoms"], *adds, *p50, row["calls"]])
+    return report.table(header, cells)
