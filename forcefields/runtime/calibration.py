@@ -1,9 +1,10 @@
 """What one forward pass of a loaded model costs on this device: measured, and kept as long as nothing it depends on changes.
 
 A few passes over crystals of known size are timed, and ``seconds = per_pass + per_atom * atoms + per_edge * edges`` is fitted to
-them without negative terms. A pass is then full when it takes as long as one over ``packing.atoms`` atoms (family.toml) of the
-densest crystal: molecules, with their few neighbours, make longer ones. On a GPU the passes are made larger until that brings
-nothing more or takes the memory that there is, which gives their size, and torch's own peak the bytes of a pair.
+them without negative terms. Passes are made larger for as long as that brings more atoms a second, until they no longer fit or the
+time is up; the smallest that is about as fast as the best is the size of a full pass, in seconds: molecules, with their few
+neighbours, make longer ones. On a CPU large passes get slower again, since they leave the caches. On a GPU torch's own peak gives
+the bytes of a pair.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ log = logging.getLogger(__name__)
 
 BUDGET_SECONDS = 4.0
 """Time after which no further pass is measured."""
-MOST = 64
-"""Structures in a measured pass, at most, on a CPU: enough to tell what one more costs."""
+FIRST_ATOMS, MOST_ATOMS = 32, 512
+"""Atoms of the smallest pass that is tried, and of the largest on a CPU."""
 STRETCH = 1.12
-"""Factor on the lattice of every other measured crystal: the same atoms with fewer neighbours, which tells the two apart."""
-GAIN = 1.05
-"""A pass of twice the size has to bring this much more to be worth its delay, on a GPU."""
+"""Factor on the lattice of some measured crystals: the same atoms with fewer neighbours, which tells the two apart."""
+GAIN = 1.03
+"""A pass of twice the size has to bring this much more to be worth its delay."""
 MEMORY_SHARE = 0.6
-"""Part of a GPU's memory limit that a pass may take: what is measured on one kind of crystal holds only roughly for another."""
+"""Part of the memory limit that a measured pass may take: what holds for one kind of crystal does so only roughly for another."""
 
 
 @dataclass(frozen=True)
@@ -84,33 +85,29 @@ def _remembered(memory: Path, key: str) -> list[Sample] | None:
 
 
 def measure(engine: Engine, device: str) -> list[Sample]:
-    """Times passes of growing size, dense and stretched in turn."""
+    """Times passes of growing size over a crystal, and two over the same one stretched."""
     crystal = next(s for s in golden.structures(engine.variant).values() if s.pbc.all())
     stretched = replace(crystal, cell=STRETCH * crystal.cell, positions=STRETCH * crystal.positions)
-    full = engine.variant.packing.atoms
-    most = min(max(1, full // len(crystal)), MOST)
-    counts = sorted({1, max(1, most // 2), most})
-    samples: list[Sample] = []
+    count = max(1, FIRST_ATOMS // len(crystal))
     started = time.perf_counter()
-    for count in counts:
-        for structure in (crystal, stretched):
-            if samples and time.perf_counter() - started > BUDGET_SECONDS:
-                return samples
-            samples.append(_sample(engine, [structure] * count, device))
-    while device != "cpu" and _worth_doubling(samples, engine.limits.edges):
-        counts.append(2 * counts[-1])
-        samples.append(_sample(engine, [crystal] * counts[-1], device))
-    return samples
+    samples = [_sample(engine, [structure] * count, device) for structure in (crystal, stretched)]
+    if count > 1:
+        samples.append(_sample(engine, [crystal], device))
+    dense = samples[:1]
+    while time.perf_counter() - started < BUDGET_SECONDS and _worth_doubling(dense, engine.limits.edges, device):
+        count *= 2
+        dense.append(_sample(engine, [crystal] * count, device))
+    return samples + dense[1:]
 
 
-def _worth_doubling(samples: Sequence[Sample], edges: int) -> bool:
-    """Whether a pass of twice the size of the last one fits, and the last doubling was worth it."""
-    dense = sorted(samples, key=lambda sample: sample.atoms)
-    last, before = dense[-1], [sample for sample in dense if sample.atoms < dense[-1].atoms]
-    if 2 * last.edges > MEMORY_SHARE * edges:
+def _worth_doubling(dense: Sequence[Sample], edges: int, device: str) -> bool:
+    """Whether a pass of twice the size of the last one fits, and there is still something to be gained."""
+    last = dense[-1]
+    if 2 * last.edges > MEMORY_SHARE * edges or (device == "cpu" and 2 * last.atoms > MOST_ATOMS):
         return False
-    rate = [max(sample.atoms / sample.seconds for sample in group) for group in ([last], before) if group]
-    return len(rate) == 1 or rate[0] > GAIN * rate[1]
+    # One that brought nothing can be chance; two cannot.
+    before = max((sample.atoms / sample.seconds for sample in dense[:-2]), default=0.0)
+    return len(dense) < 3 or max(sample.atoms / sample.seconds for sample in dense[-2:]) > GAIN * before
 
 
 def _sample(engine: Engine, structures: Sequence[Structure], device: str) -> Sample:
@@ -141,12 +138,10 @@ def fit(samples: Sequence[Sample], engine: Engine) -> Calibration:
     bytes_per_edge = max(per_byte) if per_byte else float(packing.bytes_per_edge)
     edges = int(limits.edges * packing.bytes_per_edge / bytes_per_edge) if per_byte else limits.edges
     cost = Cost(per_pass, per_atom, per_edge, bytes_per_edge, max(edges, 10_000))
-    dense = max(samples, key=lambda sample: (sample.edges / sample.atoms, sample.atoms))
-    atoms = packing.atoms
-    if per_byte:
-        best = max(sample.atoms / sample.seconds for sample in samples)
-        atoms = min(sample.atoms for sample in samples if sample.atoms / sample.seconds * GAIN >= best)
-    full = atoms * (per_atom + per_edge * dense.edges / dense.atoms)
+    usual = max(samples, key=lambda sample: sample.edges / sample.atoms)
+    best = max(sample.atoms / sample.seconds for sample in samples)
+    atoms = min(sample.atoms for sample in samples if sample.atoms / sample.seconds * GAIN >= best)
+    full = atoms * (per_atom + per_edge * usual.edges / usual.atoms)
     size = PassSize(full, per_atom, per_edge, cost.edges) if full > 0 else PassSize(atoms, edges=cost.edges)
     return Calibration(cost, size)
 

@@ -19,12 +19,15 @@ log = logging.getLogger(__name__)
 _SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 _ATOMS = [1, 8, 32, 128, 512, 2_048, 8_192, 32_768]
 _SUMS = {
-    "atoms": "Atoms of the structures that were evaluated",
-    "edges": "Directed neighbour pairs of the structures that were evaluated",
-    "evaluation_seconds": "Seconds of evaluation",
-    "graph_seconds": "Seconds of checking and graph building; where it goes on during the evaluation it is not a part of that",
+    "atoms": ("forcegate_atoms", "Atoms of the structures that were evaluated"),
+    "edges": ("forcegate_edges", "Directed neighbour pairs of the structures that were evaluated"),
+    "evaluation_seconds": ("forcegate_evaluation_seconds", "Seconds of evaluation"),
+    "graph_seconds": (
+        "forcegate_graph_seconds",
+        "Seconds of checking and graph building, some of them during evaluations on a GPU",
+    ),
 }
-"""Counters by the attribute of ``Report`` that they add up."""
+"""Counters, name and description, by the attribute of ``Report`` that they add up."""
 
 
 class Metrics:
@@ -37,7 +40,7 @@ class Metrics:
         self._families: list[Any] = []
         self._structures = self._histogram("forcegate_batch_structures", "Structures in one call of the model", _SIZES)
         self._pass_atoms = self._histogram("forcegate_pass_atoms", "Atoms in one forward pass", _ATOMS)
-        self._sums = {name: self._counter(f"forcegate_{name}", text) for name, text in _SUMS.items()}
+        self._sums = {attribute: self._counter(*told) for attribute, told in _SUMS.items()}
         self._memory = self._counter("forcegate_out_of_memory", "Forward passes that ran out of memory and were halved")
         self._bisections = self._counter("forcegate_bisections", "Forward passes that failed and were halved")
         self._rejected_family = self._family("forcegate_rejected", "Structures answered by an error, by its code", "COUNTER")

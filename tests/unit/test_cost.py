@@ -95,10 +95,23 @@ def test_on_a_gpu_passes_are_as_large_as_is_worth_it_and_the_peak_gives_the_byte
 
 
 def test_doubling_goes_on_until_it_brings_nothing_or_does_not_fit() -> None:
-    better = [Sample(64, 3000, 1.0), Sample(128, 6000, 1.1)]
-    assert calibration._worth_doubling(better, edges=10**6)
-    assert not calibration._worth_doubling(better, edges=15_000)
-    assert not calibration._worth_doubling([Sample(64, 3000, 1.0), Sample(128, 6000, 2.0)], edges=10**6)
+    better = [Sample(64, 3000, 1.0), Sample(128, 6000, 1.1), Sample(256, 12_000, 1.2)]
+    assert calibration._worth_doubling(better, 10**6, "cpu")
+    assert not calibration._worth_doubling(better, 30_000, "cpu")
+    assert not calibration._worth_doubling([*better, Sample(512, 24_000, 1.3)], 10**6, "cpu"), "beyond the caches"
+    assert calibration._worth_doubling([*better, Sample(512, 24_000, 1.3)], 10**6, "cuda:0")
+    assert calibration._worth_doubling([*better, Sample(512, 24_000, 2.4)], 10**6, "cuda:0"), (
+        "one that brings nothing may be chance"
+    )
+    saturated = [*better, Sample(512, 24_000, 2.4), Sample(1024, 48_000, 4.8)]
+    assert not calibration._worth_doubling(saturated, 10**6, "cuda:0")
+
+
+def test_on_a_cpu_too_large_a_pass_is_slower_and_is_not_chosen() -> None:
+    samples = [Sample(n, 50 * n, n / rate) for n, rate in ((4, 100.0), (32, 270.0), (64, 272.0), (128, 200.0), (256, 180.0))]
+    found = calibration.fit(samples, engine())
+    per_atom = found.cost.seconds(1, 50, passes=0)
+    assert found.size.full == pytest.approx(32 * per_atom), "64 are faster by less than the difference counts"
 
 
 def test_a_model_is_measured_once_and_again_when_something_has_changed(tmp_path: Path) -> None:
