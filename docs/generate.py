@@ -7,6 +7,7 @@ tests/unit/test_documents.py does the same.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -94,7 +95,24 @@ def settings() -> str:
 def models(families: Catalogue) -> str:
     """docs/models.md."""
     sections = [_section(family) for family in families.families.values() if _shown(family)]
-    return MODELS + "\n".join(sections)
+    return MODELS + _speed() + "\n".join(sections)
+
+
+def _speed() -> str:
+    """Size and speed, of the models that have been measured (docs/speed.py)."""
+    data = json.loads((ROOT / "docs" / "speed.json").read_text())
+    rows = [
+        (
+            f"`{row['model']}`" + (" (random weights of that size)" if row["random_weights"] else ""),
+            str(row["atoms"]),
+            f"{row['structures_per_second']:g}",
+            str(row["resident_mb"]),
+            f"{row['load_seconds']:g}",
+        )
+        for row in sorted(data["models"], key=lambda row: (row["atoms"], -row["structures_per_second"]))
+    ]
+    head = ("model", "atoms", "structures a second", "resident memory, MB", "load, s")
+    return SPEED.format(**data, table=_table(head, rows))
 
 
 def errors() -> str:
@@ -255,6 +273,18 @@ loaded; where nobody publishes a hash, the one of the first copy is recorded in 
 `dispersion` says whether a correction may be added ([physics.md](physics.md)). A check that a model is excused from is one of its
 readiness gate ([architecture.md](architecture.md)), with the reason. Where two dtypes are named, the first is the default, and the
 other can be asked for when the model is loaded ([operations.md](operations.md)).
+
+"""
+
+SPEED = """\
+## Size and speed
+
+Served to 32 gRPC clients with {threads} thread on {machine}, {date}; every other figure of that run is in benchmarks/results. A
+load includes importing the package and the readiness gate.
+
+![speed over memory](speed.png)
+
+{table}
 
 """
 
