@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,15 +82,16 @@ class RunningService:
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric of Triton's endpoint over all series that have these labels; 0 where there is none."""
         # Triton counts a request a moment after its answer has been sent: read until two readings agree.
-        found = self._metric(name, labels)
+        found = self.metric_now(name, **labels)
         for _ in range(20):
             time.sleep(0.1)
-            before, found = found, self._metric(name, labels)
+            before, found = found, self.metric_now(name, **labels)
             if found == before:
                 break
         return found
 
-    def _metric(self, name: str, labels: Mapping[str, str]) -> float:
+    def metric_now(self, name: str, **labels: str) -> float:
+        """The same as it stands in this moment."""
         total = 0.0
         for line in httpx.get(self.metrics_url, timeout=10).text.splitlines():
             series, _, value = line.rpartition(" ")

@@ -6,11 +6,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import pytest
 from ase import Atoms
 from ase.build import bulk
 
+from forcegate.connection import Connection
 from forcegate.evaluation import evaluate
+from forcegate.structure import from_atoms
 from tests.chaos.load import clients
 from tests.service import RunningService, serving
 
@@ -143,3 +146,25 @@ def test_after_all_of_it_there_is_one_process_for_each_model(fragile: RunningSer
     time.sleep(1)
     stubs = [p for p in fragile.descendants() if p.name().startswith("triton_python_b") and p.status() != "zombie"]
     assert len(stubs) == 2
+
+
+def test_what_was_cancelled_while_it_waited_costs_nothing(fragile: RunningService) -> None:
+    connection = Connection("faulty", fragile.grpc)
+    before = fragile.metric("forcegate_atoms", model="faulty")
+
+    def send(atoms: Atoms) -> grpc.Future:
+        request = connection.request([from_atoms(atoms)], ["energy"], None, "cancelled")
+        return connection.stub.ModelInfer.future(request, timeout=30)
+
+    slow = send(with_element("He"))
+    waiting = [send(ARGON) for _ in range(8)]
+    deadline = time.monotonic() + 10
+    while fragile.metric_now("nv_inference_pending_request_count", model="faulty") < len(waiting):
+        if slow.done() or time.monotonic() > deadline:
+            pytest.skip("the machine was too slow to cancel anything within a second")
+    for future in waiting:
+        future.cancel()
+    slow.result()
+    send(ARGON).result()
+    connection.close()
+    assert fragile.metric("forcegate_atoms", model="faulty") - before == len(with_element("He")) + len(ARGON)
