@@ -16,7 +16,8 @@ high, since it refuses nobody before the first correction."""
 MEMORY_SECONDS = 20.0
 """Time constant of the correction: what was seen longer ago counts less than a third."""
 PRIOR_SECONDS = 0.25
-"""The calibration counts as much as this many seconds of observation."""
+"""The calibration counts as much as this many seconds of observation, at first."""
+LIMITS = 1e-3, 1e3
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,14 @@ class Correction:
     """
 
     def __init__(self) -> None:
-        self._observed = self._estimated = 0.0
+        self._observed = self._estimated = PRIOR_SECONDS
         self._since: float | None = None
 
     @property
     def factor(self) -> float:
         """What an estimated second takes, in s."""
-        return (self._observed + PRIOR_SECONDS) / (self._estimated + PRIOR_SECONDS)
+        least, most = LIMITS
+        return min(max(self._observed / max(self._estimated, 1e-9), least), most)
 
     def saturated(self, now: float) -> None:
         """Work waits from now on, if it did not before."""

@@ -72,8 +72,10 @@ class Place:
                 async with asyncio.timeout(remaining if math.isfinite(remaining) else None):
                     await self._turn
             except TimeoutError:
-                self._queue.leave(self)
                 raise self._queue.refused_for_deadline("The deadline passed while the request waited for the model.") from None
+            finally:
+                if not self.handed_over or self._turn.cancelled():
+                    self._queue.leave(self)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -146,7 +148,8 @@ class ModelQueue:
         try:
             yield places
         finally:
-            for place in places:
+            # Those that wait first: they must not be handed over to the room that the others make.
+            for place in reversed(places):
                 self.leave(place)
 
     def load(self, bulk: bool) -> Load:
