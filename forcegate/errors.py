@@ -271,6 +271,8 @@ class Overloaded(ForcegateError):
 
     code, status, retryable = "overloaded", 429, True
     default_hint = "Wait for the time in the Retry-After header."
+    retry_after: int | None = None
+    """Seconds after which there should be room, where it is known; the gateway sends them as Retry-After."""
 
 
 class DeadlineExceeded(ForcegateError):

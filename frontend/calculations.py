@@ -6,7 +6,7 @@ Free of HTTP: typed records in, plain dictionaries with arrays out, typed errors
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -15,19 +15,15 @@ import numpy as np
 
 from forcegate.contract import EXTRA_OUTPUTS, output_specs
 from forcegate.dispersion import UNCORRECTED, correction
-from forcegate.errors import ForcegateError, InvalidRequest, UnknownHead, UnknownModel, UnsupportedTask
+from forcegate.errors import ForcegateError, InvalidRequest, Overloaded, UnknownHead, UnknownModel, UnsupportedTask
 from forcegate.structure import Structure
-from frontend import merge
+from frontend import evaluation, merge
 from frontend.bodies import Shared
+from frontend.evaluation import Arrays, Question
 from frontend.requests import Batch, MultiModel, Options, SinglePoint
 from frontend.service import Service
 from frontend.telemetry import Call
 from frontend.triton.directory import Facts
-
-WINDOW: Final = 128
-WINDOW_ATOMS: Final = 16_384
-"""Structures of one batch, and roughly their atoms, that are in Triton at once: enough to fill its batches, few enough to leave
-room for others, and for the event loop to answer in between."""
 
 UNITS: Final = Shared(
     {spec.name: spec.unit for spec in output_specs(tuple(EXTRA_OUTPUTS))}
@@ -60,26 +56,19 @@ async def batch(service: Service, task: Batch, call: Call) -> dict[str, Any]:
     call.model = asked.facts.model
     call.structures = len(task.structures)
     call.atoms = sum(len(entry) for entry in task.structures if isinstance(entry, Structure))
-    results: list[dict[str, Any]] = [{}] * len(task.structures)
-    failures: list[ForcegateError] = []
-
-    async def work(entries: Iterator[tuple[int, Structure | ForcegateError]]) -> None:
-        for index, entry in entries:
-            try:
-                if isinstance(entry, ForcegateError):
-                    raise entry
-                results[index] = {"index": index, **await _evaluate(service, asked, entry, task.options, call)}
-            except ForcegateError as error:
-                failures.append(error)
-                service.metrics.rejected.labels(error.code).inc()
-                results[index] = {"index": index, "error": error.as_dict()}
-
+    entries = [(index, entry) for index, entry in enumerate(task.structures) if isinstance(entry, Structure)]
     with service.admission.hold(len(task.structures)):
-        # All workers take from one iterator, so a slow structure holds up nobody but itself.
-        entries = iter(enumerate(task.structures))
-        async with asyncio.TaskGroup() as group:
-            for _ in range(_window(task)):
-                group.create_task(work(entries))
+        evaluated = await _evaluate_all(service, asked, entries, task.options, call)
+    results: list[dict[str, Any]] = []
+    failures: list[ForcegateError] = []
+    for index, entry in enumerate(task.structures):
+        outcome = entry if isinstance(entry, ForcegateError) else evaluated[index]
+        if isinstance(outcome, ForcegateError):
+            failures.append(outcome)
+            service.metrics.rejected.labels(outcome.code).inc()
+            results.append({"index": index, "error": outcome.as_dict()})
+        else:
+            results.append({"index": index, **outcome})
     if len(failures) == len(results) and all(error.retryable for error in failures):
         raise failures[0]
     answer = {
@@ -97,13 +86,14 @@ async def multi_model(service: Service, task: MultiModel, call: Call) -> dict[st
 
     Raises:
         InvalidRequest: another task than single points, or a model named twice.
+        Overloaded: one of the models has no room.
     """
     if task.task != "single_point":
         raise UnsupportedTask(f"The task {task.task[:40]!r} cannot be compared over models.")
     _refuse_duplicates(service, task)
     call.structures, call.atoms = len(task.models), len(task.structure) * len(task.models)
     with service.admission.hold(len(task.models)):
-        answers = await asyncio.gather(*(_one_of_many(service, task, name, call) for name in task.models))
+        answers = await evaluation.together(*(_one_of_many(service, task, name, call) for name in task.models))
     outcomes = [outcome for _, outcome in answers if outcome is not None]
     comparison = await asyncio.to_thread(merge.compare, task.structure.numbers, outcomes, _outside(service, task))
     answer = {
@@ -174,15 +164,43 @@ def _head(facts: Facts, head: str) -> str:
 
 
 async def _evaluate(service: Service, asked: Asked, structure: Structure, options: Options, call: Call) -> dict[str, Any]:
-    facts = asked.facts
+    question, correction = _questions(asked, options)
+    if correction is None:
+        return _result(asked, structure, await evaluation.one(service, question, structure, call))
+    answers = await evaluation.together(*(evaluation.one(service, each, structure, call) for each in (question, correction)))
+    return _result(asked, structure, _corrected(*answers))
+
+
+async def _evaluate_all(
+    service: Service, asked: Asked, entries: Sequence[tuple[int, Structure]], options: Options, call: Call
+) -> dict[int, dict[str, Any] | ForcegateError]:
+    """What there is to say of each structure, by its place in the batch.
+
+    Raises:
+        Overloaded, DeadlineExceeded: the batch is not taken on.
+    """
+    questions = [question for question in _questions(asked, options) if question is not None]
+    answers = await evaluation.together(*(evaluation.many(service, question, entries, call) for question in questions))
+    results: dict[int, dict[str, Any] | ForcegateError] = {}
+    for index, structure in entries:
+        found = [answer[index] for answer in answers]
+        error = next((each for each in found if isinstance(each, ForcegateError)), None)
+        results[index] = error if error is not None else _result(asked, structure, _corrected(*found))
+    return results
+
+
+def _questions(asked: Asked, options: Options) -> tuple[Question, Question | None]:
+    """What is asked of the model, and of the correction."""
     outputs = ("energy", *(("forces",) if options.forces else ()), *(("stress",) if options.stress else ()))
-    model = service.evaluator.evaluate(facts.model, structure, outputs + asked.extra_outputs, asked.head, call)
-    if asked.correction is None:
-        arrays = await model
-    else:
-        added = service.evaluator.evaluate(asked.correction.model, structure, outputs, "", call)
-        arrays, corrections = await asyncio.gather(model, added)
-        arrays |= {name: arrays[name] + values for name, values in corrections.items()}
+    question = Question(asked.facts.model, outputs + asked.extra_outputs, asked.head)
+    return question, None if asked.correction is None else Question(asked.correction.model, outputs)
+
+
+def _corrected(arrays: Arrays, corrections: Arrays | None = None) -> Arrays:
+    return arrays | {name: arrays[name] + values for name, values in (corrections or {}).items()}
+
+
+def _result(asked: Asked, structure: Structure, arrays: Arrays) -> dict[str, Any]:
     energy = float(arrays["energy"][0])
     forces, stress = arrays.get("forces"), arrays.get("stress")
     result: dict[str, Any] = {
@@ -196,11 +214,6 @@ async def _evaluate(service: Service, asked: Asked, structure: Structure, option
     for name in asked.extra_outputs:
         result[name] = arrays[name]
     return result
-
-
-def _window(task: Batch) -> int:
-    largest = max((len(entry) for entry in task.structures if isinstance(entry, Structure)), default=1)
-    return min(WINDOW, len(task.structures), max(2, WINDOW_ATOMS // max(largest, 1)))
 
 
 def _largest_norm(forces: np.ndarray) -> float:
@@ -221,6 +234,8 @@ async def _one_of_many(service: Service, task: MultiModel, name: str, call: Call
         result = await _evaluate(service, asked, task.structure, task.options, call)
         # The correction of an atom alone is zero, so these need none.
         isolated = await _isolated_atoms(service, asked.facts, asked.head, task.structure.numbers, call) if task.align else {}
+    except Overloaded:
+        raise
     except ForcegateError as error:
         service.metrics.rejected.labels(error.code).inc()
         return {"model": name, "status": "error", "result": None, "error": error.as_dict()}, None
@@ -237,14 +252,16 @@ async def _isolated_atoms(service: Service, facts: Facts, head: str, numbers: np
         if key not in service.references:
             atom = Structure(np.array([number], dtype=np.int32), np.zeros((1, 3)))
             try:
-                arrays = await service.evaluator.evaluate(facts.model, atom, ("energy",), head, call)
+                arrays = await evaluation.one(service, Question(facts.model, ("energy",), head), atom, call)
+            except Overloaded:
+                raise
             except ForcegateError:
                 return None
             service.references[key] = float(arrays["energy"][0])
         return service.references[key]
 
     elements = [int(number) for number in np.unique(numbers)]
-    energies = await asyncio.gather(*(energy(number) for number in elements))
+    energies = await evaluation.together(*(energy(number) for number in elements))
     return {number: value for number, value in zip(elements, energies, strict=True) if value is not None}
 
 

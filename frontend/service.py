@@ -10,7 +10,8 @@ from typing import cast
 from starlette.requests import Request
 
 from forcefields import catalogue
-from frontend.admission import Admission
+from forcefields.cost import Cost
+from frontend.admission import Admission, Estimator, ModelQueue
 from frontend.decoder import Decoder
 from frontend.requests import Limits
 from frontend.settings import Settings
@@ -34,7 +35,11 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.body_limit = settings.max_body_mb * 2**20
-        self.admission = Admission(settings.max_in_flight, BODIES * self.body_limit, self.metrics.structures_in_flight.set)
+        self.admission = Admission(
+            settings.max_in_flight, BODIES * self.body_limit, self.metrics.structures_in_flight.set, self._count_refusal
+        )
+        self._queues: dict[str, ModelQueue] = {}
+        self._estimators: dict[str, tuple[Cost | None, Estimator]] = {}
         self.decoder = Decoder(Limits(max_batch=settings.max_batch, max_atoms=settings.max_atoms))
         self.references: dict[tuple[str, str, int], float] = {}
         """Energies of isolated atoms, eV, by checkpoint with its dtype, head and atomic number; they never change."""
@@ -47,7 +52,7 @@ class Service:
         # Families from elsewhere have their entries in the state folder.
         repositories = (settings.repository, settings.state / "model_repository")
         self.directory = Directory(control, catalogue.load(), repositories, settings.state)
-        self.directory.on_poll = self._count_ready
+        self.directory.on_poll = self.observe
         self.evaluator = Evaluator(settings.grpc_address, self.directory, self.metrics)
         polling = asyncio.create_task(self.directory.run())
         warming = asyncio.create_task(self.decoder.warm())
@@ -65,9 +70,42 @@ class Service:
             await self.evaluator.close()
             await control.close()
 
-    def _count_ready(self, directory: Directory) -> None:
-        for entry in directory.entries():
+    def queue(self, model: str) -> ModelQueue:
+        """The queue in front of a model, by its canonical name."""
+        if (queue := self._queues.get(model)) is None:
+            queue = self._queues[model] = ModelQueue(
+                self.settings.max_queue_seconds,
+                self.estimator(model).pass_atoms,
+                on_refusal=self._count_refusal,
+                on_turn=lambda kind, seconds: self.metrics.queue_wait.labels(kind).observe(seconds),
+            )
+        return queue
+
+    def estimator(self, model: str) -> Estimator:
+        """What work costs on a model, by its newest calibration."""
+        entry = self.directory.entry(model)
+        known = self._estimators.get(model)
+        if known is None or known[0] is not entry.report.cost:
+            variant = entry.variant
+            known = self._estimators[model] = (
+                entry.report.cost,
+                Estimator(entry.report.cost, variant.cutoff, variant.packing.atoms),
+            )
+        return known[1]
+
+    def observe(self, directory: Directory | None = None) -> None:
+        """Sets the metrics of what is, as opposed to what happens."""
+        for entry in (directory or self.directory).entries():
             self.metrics.model_ready.labels(entry.variant.name).set(entry.state == READY)
+        for model, queue in self._queues.items():
+            self.metrics.cost_correction.labels(model).set(queue.correction.factor)
+            for kind, bulk in (("interactive", False), ("bulk", True)):
+                load = queue.load(bulk)
+                self.metrics.queue_structures.labels(model, kind).set(load.structures)
+                self.metrics.queue_seconds.labels(model, kind).set(load.seconds)
+
+    def _count_refusal(self, reason: str) -> None:
+        self.metrics.refused.labels(reason).inc()
 
 
 def service_of(request: Request) -> Service:

@@ -58,6 +58,12 @@ class Settings(BaseSettings):
         description="A forward pass of up to 256 atoms that takes longer is taken for hung; larger ones get more in proportion.",
     )
     max_in_flight: int = Field(2048, ge=1, description="Structures that the gateway holds at once; beyond it answers 429.")
+    max_queue_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Estimated seconds of work that may be held for one model, for single structures and for batches each; "
+        "beyond it answers 429.",
+    )
     max_body_mb: int = Field(64, ge=1, description="Longest request body, in MB.")
     max_batch: int = Field(1024, ge=1, description="Structures that one REST `batch` may hold.")
     max_atoms: int = Field(50_000, ge=1, description="Atoms that one structure may have, whatever the model's memory allows.")

@@ -121,11 +121,28 @@ class Metrics:
         )
         self.evaluation = Histogram(
             "forcegate_gateway_evaluation_seconds",
-            "Time that one structure took in Triton, its queue and retries included.",
+            "Time that one request took in Triton, its queue and retries included.",
             ("model",),
             buckets=_SECONDS,
             registry=registry,
         )
+        self.queue_structures = Gauge(
+            "forcegate_queue_structures", "Structures that wait in the gateway.", ("model", "class"), registry=registry
+        )
+        self.queue_seconds = Gauge(
+            "forcegate_queue_seconds", "Estimated seconds of work that waits in the gateway.", ("model", "class"), registry=registry
+        )
+        self.queue_wait = Histogram(
+            "forcegate_queue_wait_seconds",
+            "Time that a request to a model waited in the gateway.",
+            ("class",),
+            buckets=(0.0, *_SECONDS),
+            registry=registry,
+        )
+        self.cost_correction = Gauge(
+            "forcegate_cost_correction", "Observed over estimated seconds of work.", ("model",), registry=registry
+        )
+        self.refused = Counter("forcegate_refused", "Work that was not taken on, by reason.", ("reason",), registry=registry)
         self.retries = Counter("forcegate_retries", "Evaluations sent again.", ("model", "code"), registry=registry)
         self.model_ready = Gauge("forcegate_model_ready", "1 for a model that answers.", ("model",), registry=registry)
 

@@ -94,7 +94,9 @@ async def ready(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """Metrics of the gateway; those of the models are at Triton's own port."""
-    return Response(service_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    service = service_of(request)
+    service.observe()
+    return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/api/v1/services", **page(schemas.Services, "All families."))

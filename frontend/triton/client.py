@@ -1,12 +1,14 @@
-"""Evaluation of structures by Triton over gRPC: one request a structure, retries inside the deadline, typed errors only."""
+"""Evaluation of structures by Triton over gRPC: alone or several in a request, retries inside the deadline, typed errors only."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import logging
+import re
 import time
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, cast
 
 import grpc
 import grpc.aio
@@ -25,7 +27,7 @@ from forcegate.errors import (
 from forcegate.structure import Structure
 from frontend.telemetry import Call, Metrics
 from frontend.triton.directory import Directory
-from frontend.triton.messages import METHOD, infer_request, infer_response
+from frontend.triton.messages import METHOD, infer_request, infer_request_of_many, infer_response, infer_response_of_many
 from frontend.triton.reports import alive
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,14 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 MAX_CRASHES: Final = 6
 """Deaths of its model's process after which a structure is given up. The model finds out sooner which structure kills it: after a
 death it evaluates those of that pass one by one, and refuses one that was alone at two deaths (forcefields/runtime/journal.py)."""
+SENT_TOGETHER: Final = 2
+"""Times that structures are sent as one request: as they are, and without one that the model refused."""
+RETRIED_TOGETHER: Final = (ModelNotReady, ServerUnavailable)
+RETRIED: Final = (ModelCrashed, *RETRIED_TOGETHER)
+"""Failures after which the same request is sent again. One of several structures is not when the process died of it: which of them
+was the reason shows only when each has its own request."""
+_NAMED: Final = re.compile(r"Structure (?P<index>\d+) of \d+ in this request: ")
+"""How a model says which structure of a request failed (forcefields/runtime/model.py)."""
 _CLEANUP_SECONDS: Final = 0.25
 """The server is given this much less than the caller, so that the typed answer still comes before the deadline."""
 
@@ -73,6 +83,50 @@ class Evaluator:
             ForcegateError: the model's own error, or what stood in the way of an answer.
         """
         request = infer_request(model, structure, outputs, head, call.request_id)
+        return infer_response(await self._answer(request, model, call, RETRIED))
+
+    async def evaluate_many(
+        self, model: str, structures: Sequence[Structure], outputs: tuple[str, ...], head: str, call: Call
+    ) -> list[dict[str, np.ndarray] | ForcegateError]:
+        """The named outputs, or the error, of each of several structures that travel as one request.
+
+        A model answers such a request as a whole. A structure that it names as the reason of a failure is taken out, and the others
+        are sent again; where that fails too, or the model's process dies of them, each is sent alone.
+        """
+        results: dict[int, dict[str, np.ndarray] | ForcegateError] = {}
+        rest = list(range(len(structures)))
+        for _ in range(SENT_TOGETHER):
+            if len(rest) < 2:
+                break
+            together = [structures[index] for index in rest]
+            request = infer_request_of_many(model, together, outputs, head, call.request_id)
+            try:
+                answer = await self._answer(request, model, call, RETRIED_TOGETHER)
+            except ModelCrashed:
+                break
+            except ForcegateError as error:
+                if (named := _NAMED.match(error.detail)) is None:
+                    results |= dict.fromkeys(rest, error)
+                    rest = []
+                else:
+                    results[rest.pop(int(named["index"]))] = type(error)(error.detail[named.end() :], error.hint)
+            else:
+                results |= zip(rest, infer_response_of_many(answer, together), strict=True)
+                rest = []
+        alone = await asyncio.gather(*(self._alone(model, structures[index], outputs, head, call) for index in rest))
+        results |= zip(rest, alone, strict=True)
+        return [results[index] for index in range(len(structures))]
+
+    async def _alone(
+        self, model: str, structure: Structure, outputs: tuple[str, ...], head: str, call: Call
+    ) -> dict[str, np.ndarray] | ForcegateError:
+        try:
+            return await self.evaluate(model, structure, outputs, head, call)
+        except ForcegateError as error:
+            return error
+
+    async def _answer(self, request: bytes, model: str, call: Call, retried: tuple[type[ForcegateError], ...]) -> bytes:
+        """The serialised answer; what fails in one of the ways ``retried`` is sent again while there is hope and time."""
         started = time.perf_counter()
         attempts: _Attempts | None = None
         process = self._directory.last_process(model)
@@ -80,7 +134,7 @@ class Evaluator:
             while True:
                 try:
                     return await self._send(request, model, call)
-                except (ModelCrashed, ModelNotReady, ServerUnavailable) as error:
+                except retried as error:
                     attempts = attempts or _Attempts(model, self._directory, call)
                     await attempts.wait(error, process)
                     self._metrics.retries.labels(model, error.code).inc()
@@ -88,16 +142,15 @@ class Evaluator:
         finally:
             self._metrics.evaluation.labels(model).observe(time.perf_counter() - started)
 
-    async def _send(self, request: bytes, model: str, call: Call) -> dict[str, np.ndarray]:
+    async def _send(self, request: bytes, model: str, call: Call) -> bytes:
         remaining = call.remaining
         if remaining <= 0:
             raise _too_late(call)
         timeout = max(remaining - _CLEANUP_SECONDS, 0.5 * remaining)
         try:
-            serialised = await next(self._calls)(request, timeout=timeout)
+            return cast(bytes, await next(self._calls)(request, timeout=timeout))
         except grpc.aio.AioRpcError as error:
             raise typed(error, model, call) from None
-        return infer_response(serialised)
 
 
 class _Attempts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from forcefields.cost import Cost
 from forcegate.errors import BY_CODE, ForcegateError, GateFailed
 
 
@@ -25,6 +27,7 @@ class Report:
     dtype: str | None = None
     pid: int | None = None
     time: float = 0.0
+    cost: Cost | None = None
     memory_mb: int | None = None
 
 
@@ -62,7 +65,20 @@ def _report(data: Mapping[str, Any]) -> Report:
         dtype=data.get("dtype"),
         pid=data.get("pid"),
         time=float(data.get("time") or 0.0),
+        cost=_cost(data.get("cost")),
     )
+
+
+def _cost(data: object) -> Cost | None:
+    """A model's calibration; one that cannot be read costs the estimates, not the report."""
+    if not isinstance(data, Mapping):
+        return None
+    try:
+        cost = Cost.from_dict(data)
+        seconds = cost.seconds_per_pass, cost.seconds_per_atom, cost.seconds_per_edge
+        return cost if all(0.0 <= value < math.inf for value in seconds) and any(seconds) else None
+    except TypeError:
+        return None
 
 
 def alive(pid: int | None) -> bool:

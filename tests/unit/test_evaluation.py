@@ -41,7 +41,7 @@ def test_answers_come_in_the_order_of_the_input(address: str, triton: FaultyTrit
 
 
 def test_many_requests_are_in_flight_and_never_more_than_asked_for(address: str, triton: FaultyTriton) -> None:
-    triton.seconds = 0.01
+    triton.seconds = 0.05  # long against what sending takes, on a busy machine too
     evaluate(chains(200), "m", address=address, in_flight=20)
     assert 15 <= triton.most_running <= 20
 

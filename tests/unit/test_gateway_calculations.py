@@ -16,7 +16,7 @@ from forcefields import catalogue
 from forcegate import contract
 from forcegate.structure import Structure
 from frontend import calculations
-from frontend.admission import Admission
+from frontend.admission import Admission, Estimator, ModelQueue
 from frontend.requests import Options, SinglePoint
 from frontend.telemetry import Call, Metrics
 from frontend.triton.client import Evaluator
@@ -47,7 +47,14 @@ def answered(dispersion: str) -> tuple[dict[str, Any], FaultyTriton]:
     async def run(address: str) -> dict[str, Any]:
         directory: Any = Known()
         evaluator = Evaluator(address, directory, Metrics())
-        service: Any = SimpleNamespace(directory=directory, evaluator=evaluator, admission=Admission(8, 1 << 20))
+        queues = {name: ModelQueue(60.0, 128) for name in ("m", "d3bj-pbe")}
+        service: Any = SimpleNamespace(
+            directory=directory,
+            evaluator=evaluator,
+            admission=Admission(8, 1 << 20),
+            queue=queues.__getitem__,
+            estimator=lambda _model: Estimator(None, 5.0, 128),
+        )
         call = Call("test", time.perf_counter())
         call.allow(20)
         try:

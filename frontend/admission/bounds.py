@@ -1,4 +1,4 @@
-"""Back-pressure: how many structures, and how many bytes of bodies, the gateway holds at once."""
+"""Bounds on memory: how many structures, and how many bytes of bodies, the gateway holds at once."""
 
 from __future__ import annotations
 
@@ -20,14 +20,22 @@ class Admission:
         max_structures: structures that may be in flight together.
         max_bytes: bytes of large bodies that may be held together.
         observe: called with the structures in flight whenever their number changes.
+        on_refusal: called with the reason whenever something is refused: ``structures`` or ``bytes``.
     """
 
-    def __init__(self, max_structures: int, max_bytes: int, observe: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        max_structures: int,
+        max_bytes: int,
+        observe: Callable[[int], None] = lambda _: None,
+        on_refusal: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.max_structures = max_structures
         self.max_bytes = max_bytes
         self.structures = 0
         self.bytes = 0
         self._observe = observe
+        self._on_refusal = on_refusal
         self._rate = 0.0  # structures per second, decaying average
         self._last = time.monotonic()
 
@@ -45,9 +53,12 @@ class Admission:
                 "Send them in several requests.",
             )
         if self.structures + structures > self.max_structures:
-            raise Overloaded(
+            self._on_refusal("structures")
+            error = Overloaded(
                 f"{self.structures} structures are in flight, of at most {self.max_structures}: no room for {structures} more."
             )
+            error.retry_after = self.retry_after
+            raise error
         self.structures += structures
         self._observe(self.structures)
         try:
@@ -73,6 +84,7 @@ class Admission:
                 return
             # A lone body always passes: its own limit is the one that counts.
             if self.bytes > counted and self.bytes + held - counted > self.max_bytes:
+                self._on_refusal("bytes")
                 raise Overloaded("Other large requests are being read; there is no memory for this one now.")
             self.bytes += held - counted
             counted = held
