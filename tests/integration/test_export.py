@@ -117,7 +117,7 @@ def test_a_download_is_exported_once_and_enforced_from_then_on(state: Path, serv
     assert place(state).read_bytes() == WEIGHTS
     assert json.loads((state / "checkpoints.json").read_text()) == {"fetched-one": SHA256}
     assert f'string_value: "{SHA256}"' in (place(state).parents[1] / "config.pbtxt").read_text()
-    golden = json.loads((state / "golden" / "fetched-one.json").read_text())["fetched-one"]
+    golden = json.loads((state / "golden" / "fetched-one.json").read_text())["fetched-one:float64"]
     assert golden["checkpoint_sha256"] == SHA256
     # The same potential as lj-argon's, whose energies are checked in.
     known = json.loads((ROOT / "forcefields/lennard_jones/golden.json").read_text())["lj-argon:float64"]["energies"]
