@@ -17,9 +17,9 @@ from fairchem.core.units.mlip_unit import InferenceSettings, MLIPPredictUnit, lo
 
 from forcefields.base import ForceField, Graph, Normalised, Result
 from forcefields.catalogue import Variant
+from forcefields.multiplicity import multiplicity
 from forcefields.neighbours import neighbour_images
 from forcegate.contract import voigt_from_matrix
-from forcegate.structure import Structure
 
 CHARGED_TASK = "omol"
 """The only task that was trained with charge and spin. The others were trained with the spin 0, which stands for none."""
@@ -87,7 +87,7 @@ class FAIRChem(ForceField):
             cell_offsets=offsets,
             nedges=torch.tensor([edges.shape[1]]),
             charge=torch.tensor([round(structure.charge) if charged else 0]),
-            spin=torch.tensor([_multiplicity(structure) if charged else 0]),
+            spin=torch.tensor([multiplicity(structure) if charged else 0]),
             fixed=torch.zeros(len(structure), dtype=torch.long),
             tags=torch.zeros(len(structure), dtype=torch.long),
             dataset=task,
@@ -107,12 +107,6 @@ class FAIRChem(ForceField):
             Result(float(energy.reshape(-1)[k]), forces[end - graph.atoms : end], stress[k])
             for k, (graph, end) in enumerate(zip(graphs, ends, strict=True))
         ]
-
-
-def _multiplicity(structure: Structure) -> int:
-    """2S+1; where none is given the lowest that the number of electrons allows. The package takes every radical for a singlet."""
-    electrons = int(structure.numbers.sum()) - round(structure.charge)
-    return structure.spin or 1 + electrons % 2
 
 
 def _only_task(unit: MLIPPredictUnit, variant: Variant) -> str:

@@ -25,6 +25,7 @@ with redirect_stdout(stderr):
 
 from forcefields.base import ForceField, Graph, Normalised, Result
 from forcefields.catalogue import Variant
+from forcefields.multiplicity import multiplicity
 from forcefields.neighbours import neighbour_images
 from forcegate.contract import voigt_from_matrix
 from forcegate.errors import ChargeNotSupported, SpinNotSupported
@@ -107,7 +108,7 @@ class MACE(ForceField):
             ChargeNotSupported, SpinNotSupported: a value outside of those that the checkpoint's embedding has a row for; on a
                 GPU it would end the process.
         """
-        charge, spin = structure.charge, structure.spin or 1
+        charge, spin = structure.charge, multiplicity(structure)
         if not self._in_range("total_charge", charge):
             raise ChargeNotSupported(f"The model was not made for a charge of {charge:g} e.", "Give a whole number near 0.")
         if not self._in_range("total_spin", spin):

@@ -22,6 +22,7 @@ from orb_models.forcefield.load import load_forcefield_state_dict
 
 from forcefields.base import ForceField, Graph, Normalised, Result
 from forcefields.catalogue import Variant
+from forcefields.multiplicity import multiplicity
 from forcefields.neighbours import neighbour_images
 from forcegate.contract import voigt_from_matrix
 from forcegate.structure import Structure
@@ -190,7 +191,7 @@ class Orb(ForceField):
         }
         if self._conditioned:
             system["total_charge"] = self._real([part.structure.charge for part in parts])
-            system["total_spin"] = self._real([_multiplicity(part.structure) for part in parts])
+            system["total_spin"] = self._real([multiplicity(part.structure) for part in parts])
         return AtomGraphs(
             senders=self._whole(np.concatenate([part.first for part in parts]) + shift),
             receivers=self._whole(np.concatenate([part.second for part in parts]) + shift),
@@ -228,12 +229,6 @@ def architecture(variant: Variant) -> Any:
     build = getattr(pretrained, f"{variant.options['architecture']}_architecture")
     configuration = SystemConfig(radius=variant.cutoff, max_num_neighbors=variant.options["neighbours"])
     return build(device="cpu", system_config=configuration, **variant.options.get("arguments", {}))
-
-
-def _multiplicity(structure: Structure) -> int:
-    """2S+1; where none is given the lowest that the number of electrons allows, which is 1 for closed shells."""
-    electrons = int(structure.numbers.sum()) - round(structure.charge)
-    return structure.spin or 1 + electrons % 2
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -109,12 +109,18 @@ def charge(folder: Path) -> dict[str, float]:
     explicit = cases.water()
     explicit.info |= {"charge": 0, "spin": 1}
     one, other = answers(engine, [(neutral, ""), (explicit, "")])
+    unspecified = [cases.charged("OH", 0, 0), cases.charged("H2O", 1, 0), cases.charged("OH", 0, 1)]
+    radical_default, cation_default, no_radical = answers(engine, [(atoms, "") for atoms in unspecified])
+    (cation,) = answers(engine, [(cases.CHARGED["water cation"](), "")])
     plain = answers(served(folder, "tiny-mace"), [(atoms, "") for atoms in (ions[0], ions[3])])
     return {
         "charge": abs(anion.energy - radical.energy),
         "spin": abs(singlet.energy - triplet.energy),
         "refused": float(codes == ["charge_not_supported"] * 2 + ["spin_not_supported"]),
         "default is a neutral singlet": abs(one.energy - other.energy),
+        "radical without a spin": abs(radical_default.energy - radical.energy),
+        "radical taken for a singlet": abs(no_radical.energy - radical.energy),
+        "cation without a spin": abs(cation_default.energy - cation.energy),
         "refused where it would be dropped": float(plain == ["charge_not_supported", "spin_not_supported"]),
     }
 

@@ -77,6 +77,10 @@ def test_charge_and_spin(traps: dict[str, float]) -> None:
     assert traps["charge"] > 0.1
     assert traps["spin"] > 0.1
     assert traps["default is a neutral singlet"] < 1e-10
+    # A singlet with nine electrons does not exist: without a spin OH is a doublet, and so is the cation of water. eV, in float64.
+    assert traps["radical without a spin"] < 1e-10
+    assert traps["cation without a spin"] < 1e-10
+    assert traps["radical taken for a singlet"] > 0.1, "the model would not notice"
     assert traps["refused"] == 1, "a charge or spin without a row in the embedding: on a GPU it would end the process"
     assert traps["refused where it would be dropped"] == 1
 

@@ -11,6 +11,7 @@ from ase.build import molecule
 from exporters import repository
 from forcefields import catalogue
 from forcefields.catalogue import Variant
+from forcefields.multiplicity import multiplicity
 from forcefields.runtime.physics import Limits, validate
 from forcegate.errors import ChargeNotSupported, ForcegateError, InvalidStructure, SpinNotSupported
 from forcegate.structure import from_atoms
@@ -70,6 +71,26 @@ def test_refused(model: Variant, head: str, charge: float, spin: int, error: typ
     assert type(refused.value) is error
     if model.charge_heads and error in (ChargeNotSupported, SpinNotSupported):
         assert "omol" in refused.value.hint, "the hint names the head that would take it"
+
+
+@pytest.mark.parametrize(
+    ("formula", "charge", "given", "expected"),
+    [
+        ("H2O", 0.0, 0, 1),
+        ("OH", 0.0, 0, 2),
+        ("OH", -1.0, 0, 1),
+        ("OH", 1.0, 0, 1),
+        ("H2O", 1.0, 0, 2),
+        ("H2O", -1.0, 0, 2),
+        # Hund's rule is not applied: the lowest, and what is given otherwise.
+        ("O2", 0.0, 0, 1),
+        ("O2", 0.0, 3, 3),
+        ("OH", 0.0, 4, 4),
+        ("H", 1.0, 0, 1),
+    ],
+)
+def test_multiplicity(formula: str, charge: float, given: int, expected: int) -> None:
+    assert multiplicity(replace(from_atoms(molecule(formula)), charge=charge, spin=given)) == expected
 
 
 def test_policies_of_heads() -> None:

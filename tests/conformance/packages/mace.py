@@ -30,15 +30,24 @@ def calculator(variant: str, head: str, checkpoint: Path) -> Any:
     """``MACECalculator`` around a tiny checkpoint."""
     from mace.calculators import MACECalculator
 
-    class Polar(MACECalculator):
+    class Lowest(MACECalculator):
+        """Takes radicals for the doublets that they are, where the package's default is a singlet whatever the electrons."""
+
+        def calculate(self, atoms: Any, *arguments: Any, **options: Any) -> None:
+            electrons = atoms.numbers.sum() - atoms.info.get("charge", 0)
+            atoms = atoms.copy()
+            atoms.info = {"spin": 2 if electrons % 2 else 1} | atoms.info
+            super().calculate(atoms, *arguments, **options)
+
+    class Polar(Lowest):
         """Without its stress, which leaves out how the Coulomb energy of a crystal changes with the lattice."""
 
-        def calculate(self, *arguments: Any, **options: Any) -> None:
-            super().calculate(*arguments, **options)
+        def calculate(self, atoms: Any, *arguments: Any, **options: Any) -> None:
+            super().calculate(atoms, *arguments, **options)
             self.results.pop("stress")
 
     if variant == "tiny-mace-polar":
         return Polar(model_paths=str(checkpoint), device="cpu", default_dtype="float64", model_type="PolarMACE")
     chosen = {"head": head or "omat_pbe"} if variant == "tiny-mace-multihead" else {}
     dtype = "float64" if variant in PRECISE else "float32"
-    return MACECalculator(model_paths=str(checkpoint), device="cpu", default_dtype=dtype, **chosen)
+    return Lowest(model_paths=str(checkpoint), device="cpu", default_dtype=dtype, **chosen)
