@@ -61,7 +61,9 @@ class Atoms(BaseModel):
         Any, _either({"type": "boolean"}, {"type": "array", "items": _PERIODIC, "minItems": 3, "maxItems": 3}, _NULL)
     ] = Field(None, description="Periodic along each lattice vector; true where there is a cell when left out.")
     charge: float | None = Field(None, description="Total charge in e, for models that were trained on it.")
-    spin: Annotated[int, Field(ge=0)] | None = Field(None, description="Multiplicity 2S+1; 0 or nothing for the lowest that the electrons allow.")
+    spin: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Multiplicity 2S+1; 0 or nothing for the lowest that the electrons allow."
+    )
     info: dict[str, Any] | None = Field(None, description="`charge` and `spin` are taken from here where they are not given above.")
 
 
