@@ -38,7 +38,8 @@ def place(
 
     Raises:
         CheckpointMissing: the source does not exist, or has to be fetched and nobody may.
-        CheckpointMismatch: the file in place, or the source, has other bytes. Neither is replaced in silence.
+        CheckpointMismatch: the file in place, or the source, has other bytes, or those of another model. Neither is replaced in
+            silence.
         SetupError: the file cannot be fetched or written.
     """
     target = location(repository, variant)
@@ -55,9 +56,30 @@ def place(
         came_from = staged.told
     if known:
         verify_checkpoint(target, variant)
-    else:
-        _record(variant, target, state)
+        return came_from
+    try:
+        refuse_a_second_name(catalogue, variant.name, sha256(target), state)
+    except CheckpointMismatch:
+        if came_from:
+            _discard(target)
+        raise
+    _record(variant, target, state)
     return came_from
+
+
+def refuse_a_second_name(catalogue: Catalogue, name: str, digest: str, state: Path) -> None:
+    """Two names never serve the same bytes, unless one is declared as an alias: whoever compares them would compare nothing.
+
+    Raises:
+        CheckpointMismatch: these bytes have another name already.
+    """
+    known = {variant.name: variant.checkpoint.sha256 for variant in catalogue.variants.values()} | records.read(state / RECORD)
+    others = [other for other, its_digest in known.items() if its_digest == digest and other != name]
+    if others:
+        raise CheckpointMismatch(
+            f"The checkpoint for {name} has the bytes of {others[0]} (sha256 {digest}): one model would have two names.",
+            f"Use {others[0]}. If the file was given by mistake, give the right one.",
+        )
 
 
 def forget(variant: Variant, repository: Path, state: Path) -> None:

@@ -85,6 +85,7 @@ def add(catalogue: Catalogue, own: OwnCheckpoint, state: Path, environments: Pat
 
     Raises:
         SetupError: the name has other bytes already, the package cannot read the checkpoint, or it cannot be written.
+        CheckpointMismatch: the bytes have another name already.
         InvalidRequest: as ``family_of``.
     """
     family = family_of(catalogue, own)
@@ -97,6 +98,7 @@ def add(catalogue: Catalogue, own: OwnCheckpoint, state: Path, environments: Pat
         if not target.exists():
             checkpoints.copy(own.path, target)
         return
+    checkpoints.refuse_a_second_name(catalogue, own.name, digest, state)
     checkpoints.copy(own.path, target)
     arguments = (family.name, str(target.resolve()), json.dumps(entry))
     try:

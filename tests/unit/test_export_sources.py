@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from exporters import consent, own, records
+from exporters import checkpoints, consent, own, records
 from exporters import download as downloading
 from exporters.sources import Sources, expand
-from forcefields.catalogue import EXPORTS, Catalogue, Checkpoint, Family, Variant, load
+from forcefields.catalogue import EXPORTS, HERE, RECORD, Catalogue, Checkpoint, Family, Variant, load
 from forcefields.verification import sha256
 from forcegate.errors import CheckpointMismatch, CheckpointMissing, InvalidRequest, SetupError
 from tests.fileserver import FileServer, file_server
@@ -228,3 +228,21 @@ def test_a_name_that_a_family_claims_later_is_told(tmp_path: Path, monkeypatch: 
     assert "--remove lj-argon" in caught.value.hint
     own.remove("lj-argon", tmp_path)
     assert load().resolve("lj-argon").checkpoint.source == "family"
+
+
+def test_two_names_never_serve_the_same_bytes(tmp_path: Path) -> None:
+    families = load([HERE])
+    argon = families.resolve("lj-argon").checkpoint.sha256
+    checkpoints.refuse_a_second_name(families, "lj-argon", argon, tmp_path)
+    with pytest.raises(CheckpointMismatch, match="the bytes of lj-argon") as refused:
+        checkpoints.refuse_a_second_name(families, "mine", argon, tmp_path)
+    assert "Use lj-argon" in refused.value.hint
+    records.write(tmp_path / RECORD, {"mace-mp-0-small": "a" * 64})
+    with pytest.raises(CheckpointMismatch, match="mace-mp-0-small"):
+        checkpoints.refuse_a_second_name(families, "mace-mp-0-medium", "a" * 64, tmp_path)
+
+
+def test_checked_in_hashes_are_all_different() -> None:
+    known = [v.checkpoint.sha256 for v in load([HERE]).variants.values() if v.checkpoint.sha256]
+    assert len(known) > 15
+    assert len(set(known)) == len(known)
