@@ -15,7 +15,6 @@ from forcegate.dispersion import CHOICES
 from forcegate.errors import BY_CODE
 from forcegate.structure import MAX_ATOMIC_NUMBER, TEXT_FORMATS
 from frontend.requests import MAX_MODELS
-from frontend.triton.directory import STATES
 
 Symbol = Annotated[str, WithJsonSchema({"type": "string", "enum": chemical_symbols[1 : MAX_ATOMIC_NUMBER + 1]})]
 Number = Annotated[int, Field(ge=1, le=MAX_ATOMIC_NUMBER)]
@@ -283,58 +282,6 @@ class MultiModelAnswer(Answer):
     models_count: int
     results: list[ModelOutcome]
     comparison: Comparison
-
-
-class ModelCard(BaseModel):
-    """One model."""
-
-    name: str
-    service: str = Field(description="Its family.")
-    url: str = Field(description="Its page of this API.")
-    state: Annotated[str, _words(list(STATES))]
-    error: Error | None = Field(description="Why it is not ready.")
-    summary: str
-    aliases: list[str] = Field(description="Other names that mean this model.")
-    elements: list[str] = Field(description="Elements that it was trained on.")
-    heads: list[str]
-    default_head: str | None
-    outputs: list[str]
-    functional: str
-    head_functionals: dict[str, str] = Field(description="Functional by head.")
-    training_data: str
-    cutoff: float = Field(description="A, radius of its neighbour graph.")
-    dtype: str = Field(description="Floating-point type that it runs in, or would run in by default.")
-    dtypes: list[str] = Field(description="Those that it can be loaded in.")
-    direct_forces: bool = Field(description="Whether forces are predicted and not the gradient of the energy.")
-    uses_charge: bool
-    uses_spin: bool
-    dispersion: str = Field(description="Dispersion policy: none, allowed, recommended, included or forbidden.")
-    licence: str
-    package: str
-    package_version: str
-    reference: str = Field(description="What to cite.")
-    checkpoint: str = Field(description="File name of its weights.")
-    checkpoint_sha256: str
-    device: str | None
-    memory_usage_mb: int | None
-    load_seconds: float | None
-    gate: dict[str, Any] | None = Field(description="What its readiness gate measured when it was loaded.")
-
-
-class LoadRequest(BaseModel):
-    """How a model is to be loaded. The body may be left out."""
-
-    dtype: str | None = Field(
-        None, description="One of the model's `dtypes`; when left out, the one that it is loaded in, or else its own default."
-    )
-
-
-class ModelList(BaseModel):
-    """All models."""
-
-    total: int
-    ready: int
-    models: list[ModelCard]
 
 
 class Worker(BaseModel):

@@ -13,7 +13,7 @@ from forcegate.cli.terminal import Json, Url, console
 
 
 def models(url: Url = "", as_json: Json = False) -> None:
-    """List the models: family, functional, state, device, elements, heads, dispersion policy, licence, checkpoint."""
+    """List the models: what each is for, whether it can be used now, and what it needs first where it cannot."""
     from forcegate.client import Client
 
     with Client(url, connect_timeout=2.0) as client:
@@ -22,7 +22,8 @@ def models(url: Url = "", as_json: Json = False) -> None:
         typer.echo(json.dumps(found, indent=2))
         return
     table = Table(title=f"{len(found)} models at {client.url}", title_justify="left")
-    for column in ("name", "family", "functional", "state", "device", "elements", "heads", "dispersion", "licence", "checkpoint"):
+    columns = ("name", "state", "needs", "what it is", "functional", "elements", "heads", "dispersion", "licence", "checkpoint")
+    for column in columns:
         table.add_column(column, justify="right" if column == "elements" else "left", overflow="fold")
     for model in sorted(found, key=lambda model: (model.get("state") != "ready", model["name"])):
         table.add_row(*_row(model))
@@ -33,13 +34,13 @@ def _row(model: Mapping[str, Any]) -> list[str]:
     state = str(model.get("state", ""))
     return [
         model["name"],
-        str(model.get("service", "")),
-        str(model.get("functional", "")),
         f"[green]{state}[/]" if state == "ready" else state,
-        str(model.get("device") or "-"),
+        ", ".join(model.get("needs") or ()) or "-",
+        str(model.get("summary", "")),
+        str(model.get("functional", "")),
         str(len(model.get("elements") or ())),
         ", ".join(model.get("heads") or ()) or "-",
         str(model.get("dispersion", "")),
         str(model.get("licence", "")),
-        str(model.get("checkpoint_sha256", ""))[:12],
+        str(model.get("checkpoint_sha256") or "")[:12],
     ]

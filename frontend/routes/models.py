@@ -8,13 +8,13 @@ from ase.data import chemical_symbols
 from fastapi import APIRouter, Request, Response
 
 from forcegate.contract import output_specs
-from frontend import schemas
+from frontend import model_schemas
 from frontend.bodies import ClientDisconnect, answer, media_type, read_body
 from frontend.documentation import page
 from frontend.requests import load_dtype
 from frontend.routes.calculations import timeout
 from frontend.service import call_of, service_of
-from frontend.triton.directory import READY, Entry
+from frontend.triton.directory import MISSING, READY, Entry
 
 router = APIRouter(prefix="/api/v1/models", tags=["Models"])
 LOAD_SECONDS = 600.0
@@ -23,7 +23,7 @@ LONGEST_BODY = 64 * 1024
 """Bytes of a body that asks for no more than a dtype."""
 
 
-@router.get("", **page(schemas.ModelList, "All models."))
+@router.get("", **page(model_schemas.ModelList, "All models."))
 async def list_models(request: Request) -> Response:
     """All models, their state, and what they were trained on."""
     entries = service_of(request).directory.entries()
@@ -32,14 +32,14 @@ async def list_models(request: Request) -> Response:
     return await answer({"total": len(cards), "ready": ready, "models": cards}, call_of(request))
 
 
-@router.get("/{name}", **page(schemas.ModelCard, "The model.", 404, named=True))
+@router.get("/{name}", **page(model_schemas.ModelCard, "The model.", 404, named=True))
 async def get_model(request: Request) -> Response:
     """One model."""
     return await answer(card(service_of(request).directory.entry(_name(request))), call_of(request))
 
 
 _LOAD = page(
-    schemas.ModelCard,
+    model_schemas.ModelCard,
     "The model is ready.",
     400,
     404,
@@ -51,7 +51,7 @@ _LOAD = page(
     504,
     named=True,
     timed=True,
-    body=schemas.LoadRequest,
+    body=model_schemas.LoadRequest,
 )
 _LOAD["responses"][202] = _LOAD["responses"][200] | {"description": "It is still being loaded; ask for its state."}
 
@@ -79,7 +79,7 @@ async def load_model(request: Request) -> Response:
     return await answer(card(entry), call, status=200 if entry.state == READY else 202)
 
 
-@router.post("/{name}/unload", **page(schemas.ModelCard, "The model is not loaded any more.", 404, 503, named=True))
+@router.post("/{name}/unload", **page(model_schemas.ModelCard, "The model is not loaded any more.", 404, 503, named=True))
 async def unload_model(request: Request) -> Response:
     """Unloads a model; what it is evaluating is finished first."""
     service, call = service_of(request), call_of(request)
@@ -115,16 +115,26 @@ def card(entry: Entry) -> dict[str, Any]:
         "uses_spin": variant.uses_spin,
         "dispersion": variant.dispersion,
         "licence": variant.licence,
+        "source": variant.checkpoint.source,
+        "needs": _needs(entry),
         "package": family.package,
         "package_version": family.version,
         "reference": family.reference,
         "checkpoint": variant.checkpoint.file,
-        "checkpoint_sha256": variant.checkpoint.sha256,
+        "checkpoint_sha256": variant.checkpoint.sha256 or None,
         "device": report.device if served else None,
         "memory_usage_mb": report.memory_mb if served else None,
         "load_seconds": report.seconds if served else None,
         "gate": report.gate if served else None,
     }
+
+
+def _needs(entry: Entry) -> list[str]:
+    """What stands between a model and its being loaded, in the words of ``model_schemas.NEEDS``."""
+    variant = entry.variant
+    if entry.state != MISSING or variant.checkpoint.source != "download":
+        return []
+    return ["download", *(["token"] if variant.token else []), *(["licence"] if variant.consent else [])]
 
 
 def _name(request: Request) -> str:

@@ -27,6 +27,14 @@ def test_models_tell_what_they_are_and_how_their_gate_went(gateway: httpx.Client
         assert model["gate"]["checks"]
         assert all(check["passed"] for check in model["gate"]["checks"])
         assert gateway.get(model["url"]).json()["name"] == name
+        assert (model["source"], model["needs"]) == ("package", [])
+    # At one look: what would have to be done before these can be loaded, and what for.
+    assert listed["mace-mp-0-medium"]["needs"] == ["download"]
+    assert listed["mace-omat-0-medium"]["needs"] == ["download", "licence"]
+    assert listed["uma-s-1p2"]["needs"] == ["download", "token", "licence"]
+    assert listed["mace-mp-0-medium"]["checkpoint_sha256"] is None
+    assert all(model["summary"] for model in listed.values())
+    assert not [name for name in listed if name.startswith(("tiny-", "random-"))]
     assert listed["chgnet-0.3.0"]["outputs"] == ["energy", "forces", "stress", "magmoms"]
     assert listed["sevennet-mf-0"]["head_functionals"] == {"PBE": "PBE(+U)", "R2SCAN": "r2SCAN"}
 
