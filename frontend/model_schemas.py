@@ -1,4 +1,4 @@
-"""The shapes of what is told of models, and of a request to load one, for /docs and openapi.json alone (see frontend/schemas.py)."""
+"""The shapes of what is told of models, and of a request to load one: documentation alone, as frontend/schemas.py is."""
 
 from __future__ import annotations
 
