@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 from ase.build import bulk
 
+from forcefields.cost import Cost
 from forcegate.structure import from_atoms, to_mapping
 from tests.api.gateways import OwnGateway, gateway_beside
 from tests.service import RunningService
@@ -24,10 +28,17 @@ LIMIT = 5.0
 
 @pytest.fixture(scope="module")
 def gateway(service: RunningService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnGateway]:
-    """One that takes on five seconds of work, and has seen what sevennet-0 takes."""
-    with gateway_beside(service, tmp_path_factory.mktemp("queue"), max_queue_seconds=LIMIT) as own:
-        for _ in range(2):
-            post(own, "batch", [CRYSTAL] * 16)
+    """One that takes on five seconds of work, and knows what sevennet-0 takes: a calibration as the models write it."""
+    state = tmp_path_factory.mktemp("state")
+    shutil.copytree(service.state / "reports", state / "reports")
+    # The first call warms the model up.
+    for _ in range(2):
+        body = {"model_name": "sevennet-0", "atoms": [CRYSTAL] * 8}
+        seconds = httpx.post(f"{service.url}/api/v1/batch", json=body, timeout=120).elapsed.total_seconds() / 8
+    report = json.loads((state / "reports" / "sevennet-0.json").read_text())
+    report["cost"] = Cost(0.0, seconds / len(CRYSTAL["symbols"]), 0.0, 0.0, 0).as_dict()
+    (state / "reports" / "sevennet-0.json").write_text(json.dumps(report))
+    with gateway_beside(replace(service, state=state), state, max_queue_seconds=LIMIT) as own:
         yield own
 
 
@@ -51,8 +62,8 @@ def test_too_much_at_once_is_told_how_long_the_others_take(gateway: OwnGateway) 
             finished.append(time.monotonic() - started)
         return answer
 
-    with ThreadPoolExecutor(100) as pool:
-        answers = list(pool.map(ask, range(100)))
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(ask, range(64)))
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {answer.status_code for answer in answers} == {200, 429}
     assert {answer.json()["code"] for answer in refused} == {"overloaded"}
@@ -68,7 +79,7 @@ def test_a_batch_does_not_hold_up_a_single_structure(gateway: OwnGateway) -> Non
 
     def batch() -> None:
         started = time.monotonic()
-        assert post(gateway, "batch", [CELL] * 256).json()["succeeded"] == 256
+        assert post(gateway, "batch", [CELL] * 128).json()["succeeded"] == 128
         spans["batch"] = time.monotonic() - started
 
     thread = threading.Thread(target=batch)
