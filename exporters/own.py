@@ -132,7 +132,7 @@ def remove(name: str, state: Path) -> None:
         records.update(state / EXPORTS, lambda data: data.pop(name, None))
         records.update(state / RECORD, lambda data: data.pop(name, None))
         shutil.rmtree(state / FOREIGN / name, ignore_errors=True)
-        for pattern in ("gates/*", "golden", "reports"):
+        for pattern in ("gates/*", "calibrations/*", "golden", "reports"):
             for path in state.glob(f"{pattern}/{name}.json"):
                 path.unlink(missing_ok=True)
 

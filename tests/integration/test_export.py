@@ -34,6 +34,8 @@ ARGON = {"symbol": "Ar", "epsilon_eV": 0.0103, "sigma_A": 3.4, "cutoff_A": 8.5}
 # Spaces make it long enough to be interrupted.
 WEIGHTS = (json.dumps(ARGON) + " " * 4_000_000).encode()
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
+OTHER_WEIGHTS = WEIGHTS + b" "
+"""Two names never serve the same bytes."""
 
 FAMILY = """
 [family]
@@ -72,7 +74,7 @@ checkpoint = {{ file = "two.json", source = "download", url = "{url}/two.json", 
 @pytest.fixture
 def server() -> Iterator[FileServer]:
     with file_server() as running:
-        running.files = {"/one.json": WEIGHTS, "/two.json": WEIGHTS}
+        running.files = {"/one.json": WEIGHTS, "/two.json": OTHER_WEIGHTS}
         yield running
 
 
@@ -81,7 +83,7 @@ def state(tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch) -
     """A state folder, and a family from elsewhere whose checkpoints have to be fetched from ``server``."""
     family = tmp_path / "families" / "fetched"
     family.mkdir(parents=True)
-    (family / "family.toml").write_text(FAMILY.format(url=server.url, sha256=SHA256))
+    (family / "family.toml").write_text(FAMILY.format(url=server.url, sha256=hashlib.sha256(OTHER_WEIGHTS).hexdigest()))
     (family / "adapter.py").write_text("from forcefields.lennard_jones.adapter import ADAPTER as ADAPTER\n")
     state = tmp_path / "state"
     state.mkdir()
@@ -113,7 +115,8 @@ def place(state: Path, name: str = "fetched-one") -> Path:
 
 
 def test_a_download_is_exported_once_and_enforced_from_then_on(state: Path, server: FileServer) -> None:
-    assert one(exporter(state).export(["fetched"])).status == EXPORTED
+    outcome = one(exporter(state).export(["fetched"]))
+    assert outcome.status == EXPORTED, outcome.error
     assert place(state).read_bytes() == WEIGHTS
     assert json.loads((state / "checkpoints.json").read_text()) == {"fetched-one": SHA256}
     assert f'string_value: "{SHA256}"' in (place(state).parents[1] / "config.pbtxt").read_text()
@@ -195,7 +198,7 @@ def test_weights_that_cannot_be_read_are_neither_kept_nor_recorded(state: Path, 
 
 def test_a_licence_is_asked_for_and_files_brought_by_hand_need_it_too(state: Path, tmp_path: Path, server: FileServer) -> None:
     (tmp_path / "usb" / "fetched-two").mkdir(parents=True)
-    (tmp_path / "usb" / "fetched-two" / "two.json").write_bytes(WEIGHTS)
+    (tmp_path / "usb" / "fetched-two" / "two.json").write_bytes(OTHER_WEIGHTS)
     refused = one(exporter(state, tmp_path / "usb").export(["fetched-two"]))
     assert "ASL. Academic use alone." in str(refused.error)
     assert not place(state, "fetched-two").exists()
@@ -215,7 +218,7 @@ def test_a_licence_is_asked_for_and_files_brought_by_hand_need_it_too(state: Pat
     assert given is not None
     assert given["how"] == "on the terminal"
     assert server.seen == []
-    assert place(state, "fetched-two").read_bytes() == WEIGHTS
+    assert place(state, "fetched-two").read_bytes() == OTHER_WEIGHTS
     assert (tmp_path / "usb" / "fetched-two" / "two.json").exists(), "what was brought is copied, not moved"
     assert one(exporter(state).export(["fetched-two"])).status == UP_TO_DATE, "the consent is remembered"
 
