@@ -20,6 +20,7 @@ from forcegate.cli.interaction import interaction
 from forcegate.cli.md import md
 from forcegate.cli.models import models
 from forcegate.cli.phonons import phonons
+from forcegate.cli.relax import relax
 from forcegate.cli.terminal import exit_code, report
 from forcegate.errors import ForcegateError
 
@@ -44,7 +45,7 @@ def application() -> typer.Typer:
     )
     app.callback()(_options)
     _add_serve(app)
-    for command in (models, evaluate, compare, demo):
+    for command in (models, evaluate, relax, compare, demo):
         app.command()(command)
     for calculation in (md, bulk_modulus, phonons, elasticity, interaction):
         app.command()(calculation)

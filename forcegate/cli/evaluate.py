@@ -61,7 +61,7 @@ def evaluate(
     """
     from forcegate.evaluation import iterate
 
-    sources = _Sources(files, index)
+    sources = Sources(files, index)
     rows: list[Row] = []
     total = failed = 0
     with ExitStack() as stack:
@@ -91,7 +91,7 @@ def evaluate(
         raise typer.Exit(FAILED)
 
 
-class _Sources:
+class Sources:
     """The structures in the files, read as they are needed; a file that does not parse is noted and the next one is read."""
 
     def __init__(self, files: list[Path], index: str) -> None:
