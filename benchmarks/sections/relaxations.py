@@ -88,7 +88,7 @@ def _served(settings: Settings, model: str, given: list[Atoms]) -> tuple[float, 
         source, target = Path(folder) / "rattled.extxyz", Path(folder) / "relaxed.extxyz"
         write(source, given)
         command = [sys.executable, "-m", "forcegate.cli", "relax", str(source), "-m", model, "-o", str(target)]
-        command += ["--fmax", str(FMAX), "--steps", str(STEPS)]
+        command += ["--fmax", str(FMAX), "--max-steps", str(STEPS)]
         variables = os.environ | {
             "FORCEGATE_GRPC": settings.grpc_address,
             "FORCEGATE_URL": f"http://{settings.host}:{settings.port}",

@@ -12,7 +12,7 @@ structure = {  # one structure of two atoms: [1, 2], [1, 2, 3], ...; to send sev
     "cell": np.array([[[0.0, 2.82, 2.82], [2.82, 0.0, 2.82], [2.82, 2.82, 0.0]]]),  # A, lattice vectors as rows
     "pbc": np.array([[True, True, True]]),
     "charge": np.zeros((1, 1)),  # e
-    "spin": np.zeros((1, 1), dtype=np.int32),  # 2S+1; 0 is the model's default
+    "spin": np.zeros((1, 1), dtype=np.int32),  # 2S+1; 0: the lowest that the electrons allow
 }
 inputs = []
 for name, array in structure.items():
