@@ -13,7 +13,7 @@ from forcegate.cli.terminal import Json, Url, console
 
 
 def models(url: Url = "", as_json: Json = False) -> None:
-    """List the models: what each is for, whether it can be used now, and what it needs first where it cannot."""
+    """List the models: whether each can be used now, what it needs first where it cannot, and what it is; --json says what for."""
     from forcegate.client import Client
 
     with Client(url, connect_timeout=2.0) as client:
@@ -22,7 +22,7 @@ def models(url: Url = "", as_json: Json = False) -> None:
         typer.echo(json.dumps(found, indent=2))
         return
     table = Table(title=f"{len(found)} models at {client.url}", title_justify="left")
-    columns = ("name", "state", "needs", "what it is", "functional", "elements", "heads", "dispersion", "licence", "checkpoint")
+    columns = ("name", "state", "needs", "functional", "elements", "heads", "dispersion", "licence", "checkpoint")
     for column in columns:
         table.add_column(column, justify="right" if column == "elements" else "left", overflow="fold")
     for model in sorted(found, key=lambda model: (model.get("state") != "ready", model["name"])):
@@ -36,7 +36,6 @@ def _row(model: Mapping[str, Any]) -> list[str]:
         model["name"],
         f"[green]{state}[/]" if state == "ready" else state,
         ", ".join(model.get("needs") or ()) or "-",
-        str(model.get("summary", "")),
         str(model.get("functional", "")),
         str(len(model.get("elements") or ())),
         ", ".join(model.get("heads") or ()) or "-",
