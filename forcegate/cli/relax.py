@@ -79,12 +79,15 @@ def relax(
         ordered = [results[number] for number in sorted(results)]
         if output is not None:
             _write(output, ordered, sources)
-        if store is not None and not any(result.error is not None and result.error.retryable for result in ordered):
+        passing = sum(result.error is not None and result.error.retryable for result in ordered)
+        if store is not None and not passing:
             store.remove()
     _tell(ordered, volumes, sources, max_steps)
     failed = sum(result.error is not None for result in ordered)
     if failed or sources.unreadable:
         messages().print(f"{failed} of {len(ordered)} relaxations and {len(sources.unreadable)} of {len(files)} files failed.")
+        if store is not None and passing:
+            messages().print(f"The same command tries {passing} of them again, whose errors can pass, and only those.")
         raise typer.Exit(FAILED)
 
 
