@@ -90,7 +90,7 @@ class Engine:
         for built in self._built(passes, report):
             begun = time.perf_counter()
             # Pairs were estimated for the plan and have been counted now.
-            for packed in pack([job for job in built if job.graph is not None], replace(self.size, full=float("inf"))):
+            for packed in pack([job for job in built if job.error is None], replace(self.size, full=float("inf"))):
                 report.atoms += sum(job.atoms for job in packed)
                 report.edges += sum(job.edges for job in packed)
                 evaluate_pack(self.force_field, packed, report.tally, self._guard)

@@ -342,3 +342,26 @@ def test_whoever_went_away_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [type(entry.error) for entry in jobs] == [type(None), errors.Cancelled, type(None)]
     assert force_field.passes == [[2], [2]]
     assert report.rejected == {"cancelled": 1}
+
+
+def test_whoever_goes_away_after_the_graph_was_built_is_not_evaluated_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forcefields.runtime.engine.ASK_SECONDS", 0.0)
+    second = threading.Event()
+
+    class Waiting(Faulty):
+        def graph(self, structure: Normalised, head: str) -> Graph:
+            if len(structure) == 3:
+                second.set()
+            return super().graph(structure, head)
+
+        def evaluate(self, graphs: Sequence[Graph], outputs: frozenset[str]) -> list[Result]:
+            assert second.wait(10), "the next graph is not being built"
+            return super().evaluate(graphs, outputs)
+
+    runtime = Engine(Waiting(), catalogue.load().resolve("lj-argon"), Limits(10_000, 10**6), ahead=True)
+    runtime.size = PassSize(2)
+    jobs = [Job(structure(atoms), "", DEFAULT_OUTPUTS, abandoned=lambda gone=atoms == 3: gone) for atoms in (2, 3)]
+    runtime.run(jobs)
+    assert [type(entry.error) for entry in jobs] == [type(None), errors.Cancelled]
+    assert jobs[1].result is None
+    assert runtime.force_field.passes == [[2]]  # type: ignore[attr-defined]
