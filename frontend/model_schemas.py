@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from frontend.schemas import Error, _words
+from frontend.schemas import Error, words
 from frontend.triton.directory import STATES
 
 SOURCES = ("package", "family", "download", "tiny", "own")
@@ -19,7 +19,7 @@ class ModelCard(BaseModel):
     name: str
     service: str = Field(description="Its family.")
     url: str = Field(description="Its page of this API.")
-    state: Annotated[str, _words(list(STATES))]
+    state: Annotated[str, words(list(STATES))]
     error: Error | None = Field(description="Why it is not ready.")
     summary: str
     aliases: list[str] = Field(description="Other names that mean this model.")
@@ -38,11 +38,11 @@ class ModelCard(BaseModel):
     uses_spin: bool
     dispersion: str = Field(description="Dispersion policy: none, allowed, recommended, included or forbidden.")
     licence: str
-    source: Annotated[str, _words(list(SOURCES))] = Field(
+    source: Annotated[str, words(list(SOURCES))] = Field(
         description="Where its weights come from: the installed `package`, this repository (`family`), a `download`, "
         "made on the spot (`tiny`), or the user's `own` file."
     )
-    needs: list[Annotated[str, _words(list(NEEDS))]] = Field(
+    needs: list[Annotated[str, words(list(NEEDS))]] = Field(
         description="What has to be done before it can be loaded, by `forcegate export`: a `download`, with a `token` of the hub, "
         "after a `licence` has been accepted. Empty for what can be loaded now."
     )

@@ -24,8 +24,9 @@ _PERIODIC = {"enum": [True, False, 0, 1]}
 _HARTREE_FREE = "total energy of the functional in `provenance`; its zero is the model's own"
 
 
-def _words(words: list[str]) -> Any:
-    return WithJsonSchema({"type": "string", "enum": words})
+def words(allowed: list[str]) -> Any:
+    """The schema of a string that is one of these."""
+    return WithJsonSchema({"type": "string", "enum": allowed})
 
 
 def _either(*schemas: dict[str, Any]) -> Any:
@@ -40,7 +41,7 @@ class Error(BaseModel):
     """Every answer that is not the one asked for."""
 
     detail: str = Field(description="What is wrong.")
-    code: Annotated[str, _words(sorted(BY_CODE))] = Field(description="The kind of error, for programs.")
+    code: Annotated[str, words(sorted(BY_CODE))] = Field(description="The kind of error, for programs.")
     retryable: bool = Field(description="Whether the same request can succeed later.")
     hint: str = Field(description="What to do next.")
 
@@ -69,7 +70,7 @@ class Atoms(BaseModel):
 class AtomsFile(BaseModel):
     """The text of a structure file; the last structure where there are several."""
 
-    format: Annotated[str, _words([*TEXT_FORMATS, "optimade"])] = Field(description="The file's format.")
+    format: Annotated[str, words([*TEXT_FORMATS, "optimade"])] = Field(description="The file's format.")
     text: str = Field(description="The file's contents.", min_length=1)
 
 
@@ -202,7 +203,7 @@ class ModelOutcome(BaseModel):
     """One model of a comparison."""
 
     model: str = Field(description="The name in the request.")
-    status: Annotated[str, _words(["success", "error"])]
+    status: Annotated[str, words(["success", "error"])]
     result: ModelResult | None = None
     error: Error | None = None
 
@@ -287,7 +288,7 @@ class MultiModelAnswer(Answer):
 class Worker(BaseModel):
     """One family's execution environment."""
 
-    status: Annotated[str, _words(["healthy", "unavailable"])]
+    status: Annotated[str, words(["healthy", "unavailable"])]
     service: str
     models: list[str] = Field(description="Those that are ready.")
     device: str | None
@@ -306,7 +307,7 @@ class Inference(BaseModel):
 class Health(BaseModel):
     """The service's health, as of the last second."""
 
-    status: Annotated[str, _words(["healthy", "degraded", "unavailable"])]
+    status: Annotated[str, words(["healthy", "degraded", "unavailable"])]
     gateway: Literal["healthy"]
     version: str
     inference_server: Inference
