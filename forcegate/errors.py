@@ -221,6 +221,12 @@ class UnknownModel(NotFound):
     default_hint = "GET /api/v1/models lists the names and aliases."
 
 
+class Conflict(ForcegateError):
+    """What is asked for does not fit what is there already."""
+
+    code, status = "conflict", 409
+
+
 class CheckpointMissing(ForcegateError):
     """The variant's checkpoint file is not where it should be."""
 
