@@ -225,6 +225,7 @@ class Conflict(ForcegateError):
     """What is asked for does not fit what is there already."""
 
     code, status = "conflict", 409
+    default_hint = "Look at what is there, or choose another key."
 
 
 class CheckpointMissing(ForcegateError):

@@ -115,7 +115,7 @@ class Tasks(Protocol):
     async def view(self, task: str, result: bool = False) -> View:
         """One task."""
 
-    async def list(
+    async def find(
         self,
         *,
         status: Status | None = None,
