@@ -81,6 +81,7 @@ def _phonons(figure: Any, answer: HeatCapacityAnswer) -> None:
 
 
 def _elasticity(figure: Any, answer: ElasticityAnswer) -> None:
+    figure.set_layout_engine("compressed")  # centres the square
     axes = figure.subplots()
     limit = float(np.abs(answer.stiffness).max())
     image = axes.imshow(answer.stiffness, cmap="RdBu_r", vmin=-limit, vmax=limit)
@@ -88,7 +89,9 @@ def _elasticity(figure: Any, answer: ElasticityAnswer) -> None:
     axes.set_xticks(range(6), names)
     axes.set_yticks(range(6), names)
     for row, column in np.ndindex(6, 6):
-        axes.text(column, row, f"{answer.stiffness[row, column]:.1f}", ha="center", va="center", fontsize=8)
+        value = float(np.round(answer.stiffness[row, column], 1)) + 0.0  # no "-0.0"
+        colour = "white" if abs(value) > 0.6 * limit else "black"
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, label="stiffness (GPa)")
 
 
