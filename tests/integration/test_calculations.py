@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, surface
 from ase.collections import dcdft
 from ase.io import write
 
@@ -67,14 +67,30 @@ def test_dispersion_is_in_both_ways_of_asking(service: RunningService) -> None:
     assert many.energy < plain.evaluate([bulk("Si")])[0].energy - 0.01
 
 
-def test_the_command_saves_json_and_a_picture(service: RunningService, tmp_path: Path) -> None:
-    file = tmp_path / "argon.extxyz"
-    write(file, fcc(5.3))
-    command = [sys.executable, "-m", "forcegate.cli", "elasticity", str(file), "-m", "lj-argon", "--grpc", service.grpc]
+# What each command says on the terminal, what it saves, and a number that argon must have: C44 > 0; B of the bulk; a solid at 5 K
+# that stays one; no imaginary modes of fcc argon; argon is bound to argon.
+COMMANDS = {
+    "elasticity": ((), "C44", lambda saved: saved["is_stable"]),
+    "bulk-modulus": ((), "bulk modulus", lambda saved: 2 < saved["bulk_modulus"] < 4),
+    "md": (("--temperature", "5", "--equilibration", "20", "--steps", "40"), "temperature", lambda saved: saved["is_stable"]),
+    "phonons": (("--supercell", "2,2,2"), "Cv at 300 K", lambda saved: not saved["has_imaginary_modes"]),
+    "interaction": (("--guest", "GUEST", "--spacing", "2"), "interaction", lambda saved: saved["interaction_energy"] < 0),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_saves_json_and_a_picture(service: RunningService, tmp_path: Path, name: str) -> None:
+    options, said, holds = COMMANDS[name]
+    file, guest = tmp_path / "argon.extxyz", tmp_path / "guest.xyz"
+    # A layer with vacuum above it is a host with a place for a guest.
+    write(file, surface(fcc(5.3), (1, 1, 1), 1, vacuum=8) if name == "interaction" else fcc(5.3))
+    write(guest, Atoms("Ar"))
+    arguments = [str(guest) if option == "GUEST" else option for option in options]
+    command = [sys.executable, "-m", "forcegate.cli", name, str(file), "-m", "lj-argon", "--grpc", service.grpc, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "C44" in done.stdout
-    saved = json.loads((tmp_path / "argon-elasticity.json").read_text())
-    assert saved["is_stable"]
+    assert said in done.stdout
+    saved = json.loads((tmp_path / f"argon-{name}.json").read_text())
+    assert holds(saved)
     assert saved["provenance"]["checkpoint_sha256"]
-    assert (tmp_path / "argon-elasticity.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / f"argon-{name}.png").read_bytes().startswith(b"\x89PNG")
