@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from exporters import family_python, records
 from exporters.sources import Staged
-from forcefields.catalogue import RECORD, Catalogue, Family, Variant
+from forcefields.catalogue import EXPORTS, RECORD, Catalogue, Family, Variant
 from forcefields.verification import how_to_place, sha256, verify_checkpoint
 from forcegate.errors import CheckpointMismatch, CheckpointMissing, SetupError
 
@@ -24,7 +24,13 @@ def location(repository: Path, variant: Variant) -> Path:
 
 
 def place(
-    catalogue: Catalogue, variant: Variant, repository: Path, environments: Path, state: Path, bring: Bring | None = None
+    catalogue: Catalogue,
+    variant: Variant,
+    repository: Path,
+    environments: Path,
+    state: Path,
+    bring: Bring | None = None,
+    made: bool = False,
 ) -> str:
     """Puts the checkpoint in place unless it is there already; whatever is there has to have the right bytes.
 
@@ -32,6 +38,7 @@ def place(
 
     Args:
         bring: fetches what no package holds. The service gives none: it never downloads by itself.
+        made: the checkpoint has just been made by ``make``, and its hash is to be recorded.
 
     Returns:
         Where the checkpoint came from, or an empty string when it was in place.
@@ -44,12 +51,14 @@ def place(
     """
     target = location(repository, variant)
     known = variant.checkpoint.sha256
-    if variant.checkpoint.source == "tiny" and not (target.exists() and known):
-        _make(catalogue.family_of(variant), variant, target, environments)
-        _record(variant, target, state)
-        return f"made by tiny.py of {variant.family}"
     came_from = ""
-    if not target.exists():
+    if not made and to_be_made(variant, repository):
+        make(catalogue.family_of(variant), [variant], repository, environments)
+        made = True
+    if made:
+        known = ""  # of the file that was there before: the same weights are not always the same bytes
+        came_from = f"made by tiny.py of {variant.family}"
+    elif not target.exists():
         staged = _staged(catalogue.family_of(variant), variant, target, environments, bring)
         _verify_source(variant, staged)
         _put(staged, target)
@@ -58,22 +67,50 @@ def place(
         verify_checkpoint(target, variant)
         return came_from
     try:
-        refuse_a_second_name(catalogue, variant.name, sha256(target), state)
+        _record(catalogue, variant, target, state)
     except CheckpointMismatch:
         if came_from:
             _discard(target)
         raise
-    _record(variant, target, state)
     return came_from
+
+
+def to_be_made(variant: Variant, repository: Path) -> bool:
+    """Whether ``variant`` is a tiny one whose checkpoint is not there, or is there without its hash."""
+    return variant.checkpoint.source == "tiny" and not (location(repository, variant).exists() and variant.checkpoint.sha256)
+
+
+def make(family: Family, variants: Sequence[Variant], repository: Path, environments: Path) -> None:
+    """Has the family's own environment make tiny checkpoints of the real architectures, all in one process.
+
+    Raises:
+        SetupError: they could not be made; none of them is there then.
+    """
+    targets = [location(repository, variant) for variant in variants]
+    partials = [_partial(target) for target in targets]
+    python = environments / family.environment / "bin" / "python"
+    pairs = [argument for variant, partial in zip(variants, partials, strict=True) for argument in (variant.name, str(partial))]
+    result = family_python.run(python, "forcefields.make_tiny", *pairs)
+    if result.returncode or not all(partial.exists() for partial in partials):
+        for partial in partials:
+            _discard(partial)
+        names = ", ".join(variant.name for variant in variants)
+        raise SetupError(f"The tiny checkpoints could not be made ({names}): {result.stderr.strip()[-400:]}", "")
+    for partial, target in zip(partials, targets, strict=True):
+        _discard(target)
+        os.replace(partial, target)
 
 
 def refuse_a_second_name(catalogue: Catalogue, name: str, digest: str, state: Path) -> None:
     """Two names never serve the same bytes, unless one is declared as an alias: whoever compares them would compare nothing.
 
+    It holds until the next export records something: whoever records ``digest`` asks while ``records.held`` has RECORD.
+
     Raises:
         CheckpointMismatch: these bytes have another name already.
     """
     known = {variant.name: variant.checkpoint.sha256 for variant in catalogue.variants.values()} | records.read(state / RECORD)
+    known |= {other: export["variant"]["checkpoint"]["sha256"] for other, export in records.read(state / EXPORTS).items()}
     others = [other for other, its_digest in known.items() if its_digest == digest and other != name]
     if others:
         raise CheckpointMismatch(
@@ -143,21 +180,12 @@ def _verify_source(variant: Variant, staged: Staged) -> None:
         )
 
 
-def _make(family: Family, variant: Variant, target: Path, environments: Path) -> None:
-    """Has the family's own environment make a tiny checkpoint of the real architecture."""
-    partial = _partial(target)
-    python = environments / family.environment / "bin" / "python"
-    result = family_python.run(python, "forcefields.make_tiny", variant.name, str(partial))
-    if result.returncode or not partial.exists():
-        _discard(partial)
-        raise SetupError(f"The tiny checkpoint {variant.name} could not be made: {result.stderr.strip()[-400:]}", "")
-    _discard(target)
-    os.replace(partial, target)
-
-
-def _record(variant: Variant, path: Path, state: Path) -> None:
+def _record(catalogue: Catalogue, variant: Variant, path: Path, state: Path) -> None:
+    """Enters the hash of a checkpoint, unless its bytes have another name: no other export can give them one meanwhile."""
     found = sha256(path)
-    records.update(state / RECORD, lambda hashes: hashes.update({variant.name: found}))
+    with records.held(state / RECORD) as hashes:
+        refuse_a_second_name(catalogue, variant.name, found, state)
+        hashes[variant.name] = found
 
 
 def _put(staged: Staged, target: Path) -> None:

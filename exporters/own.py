@@ -20,7 +20,7 @@ from exporters.prepare import FOREIGN, lock
 from exporters.repository import format_elements
 from forcefields.catalogue import EXPORTS, RECORD, Catalogue, Family, Variant
 from forcefields.verification import sha256
-from forcegate.errors import InvalidRequest, SetupError
+from forcegate.errors import CheckpointMismatch, InvalidRequest, SetupError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 NOT_STATED = "not stated"
@@ -115,7 +115,13 @@ def add(catalogue: Catalogue, own: OwnCheckpoint, state: Path, environments: Pat
         raise
     entry |= {"elements": format_elements(tuple(found["elements"])), "cutoff": found["cutoff"]}
     record = {"family": family.name, "like": own.like, "variant": entry}
-    records.update(state / EXPORTS, lambda data: data.update({own.name: record}))
+    try:
+        with records.held(state / RECORD):  # another export may have been given the same bytes meanwhile
+            checkpoints.refuse_a_second_name(catalogue, own.name, digest, state)
+            records.update(state / EXPORTS, lambda data: data.update({own.name: record}))
+    except CheckpointMismatch:
+        shutil.rmtree(target.parents[1], ignore_errors=True)
+        raise
 
 
 def remove(name: str, state: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from exporters import checkpoints, environments, repository
@@ -36,15 +38,39 @@ def prepare(root: Path, state: Path, catalogue: Catalogue, names: list[str], say
         environments.check(environment, root)
     adopt(catalogue, root, state)
     for variant in variants:
-        with locked(lock(state, variant.name), say, f"{variant.name}: another process is exporting it, waiting"):
-            try:
-                checkpoints.place(catalogue, variant, home(catalogue, variant, root, state), root / "environments", state)
-            except (CheckpointMissing, CheckpointMismatch) as error:
-                say(f"{variant.name}: {error}")
+        if variant.checkpoint.source != "tiny":
+            with locked(lock(state, variant.name), say, f"{variant.name}: another process is exporting it, waiting"):
+                _place(catalogue, variant, root, state, say)
+    with ThreadPoolExecutor(2) as pool:  # each starts a process that computes on one core
+        list(pool.map(lambda family: _place_tiny(family, variants, root, state, say), families))
     # Read again: placing a checkpoint may have recorded its hash.
     catalogue = catalogues.load()
     write_repository(catalogue, root, state, say)
     return catalogue
+
+
+def _place(catalogue: Catalogue, variant: Variant, root: Path, state: Path, say: environments.Say, made: bool = False) -> None:
+    try:
+        checkpoints.place(catalogue, variant, home(catalogue, variant, root, state), root / "environments", state, made=made)
+    except (CheckpointMissing, CheckpointMismatch) as error:
+        say(f"{variant.name}: {error}")
+
+
+def _place_tiny(family: str, variants: list[Variant], root: Path, state: Path, say: environments.Say) -> None:
+    """Makes those tiny checkpoints of a family that are not there yet, all in one process."""
+    names = sorted({variant.name for variant in variants if variant.family == family and variant.checkpoint.source == "tiny"})
+    with ExitStack() as locks:
+        for name in names:  # in this order everywhere, so that no two processes wait for each other
+            locks.enter_context(locked(lock(state, name), say, f"{name}: another process is exporting it, waiting"))
+        # Read again: another process may have made some while this one waited.
+        catalogue = catalogues.load()
+        tiny = [catalogue.resolve(name) for name in names]
+        missing = [variant for variant in tiny if checkpoints.to_be_made(variant, home(catalogue, variant, root, state))]
+        if missing:
+            repository = home(catalogue, missing[0], root, state)
+            checkpoints.make(catalogue.families[family], missing, repository, root / "environments")
+        for variant in tiny:
+            _place(catalogue, variant, root, state, say, made=variant in missing)
 
 
 def home(catalogue: Catalogue, variant: Variant, root: Path, state: Path) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def update(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     Raises:
         SetupError: it cannot be written.
     """
+    with held(path) as data:
+        change(data)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[dict[str, Any]]:
+    """The record while nobody else can change it; it is written when the block ends, unless that raises.
+
+    Raises:
+        SetupError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.lock").open("w")
@@ -47,5 +59,5 @@ def update(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         data = read(path)
-        change(data)
+        yield data
         write(path, dict(sorted(data.items())))

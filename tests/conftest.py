@@ -6,9 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.service import RunningService, serving
+from tests.service import ROOT, RunningService, serving
 
 MODELS = ("lj-argon", "sevennet-0", "chgnet-0.3.0", "sevennet-mf-0", "d3bj-pbe")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks ``alone`` what starts or asks a service: who shares whose batch, and how long it takes, depends on what else runs."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder not in ("unit", "conformance") or "service" in getattr(item, "fixturenames", ()):
+            item.add_marker("alone")
 
 
 @pytest.fixture(scope="session")

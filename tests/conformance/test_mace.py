@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from exporters import family_python
+from forcefields.verification import sha256
 from tests.conformance import cases, tiny_family
 from tests.conformance.comparison import Tolerance, beyond, deviations
 from tests.conformance.environments import run_in
 from tests.conformance.packages.mace import CASES
 from tests.conformance.tiny_family import Tiny
+from tests.service import ROOT
 
 TOLERANCES = {
     "tiny-mace-omol": Tolerance(energy=1e-10, forces=1e-10, stress=1e-10),
@@ -134,3 +137,16 @@ def test_the_package_is_wrong_where_the_table_says_so(tiny: dict[str, Tiny]) -> 
     answers = tiny["tiny-mace-polar"].answers
     left, right = answers["left-handed cell/package"], answers["left-handed cell/right-handed"]
     assert abs(left["energy"] - right["energy"]) > 1e-3
+
+
+def test_what_is_made_before_a_tiny_checkpoint_is_not_in_its_bytes(tmp_path: Path) -> None:
+    """One process makes all of a family; the code that e3nn compiles is numbered, and saved with the model."""
+    paths = [tmp_path / name / "tiny.model" for name in ("first", "other", "last")]
+    for path in paths:
+        path.parent.mkdir()
+    pairs = zip(("tiny-mace", "tiny-mace-omat", "tiny-mace"), map(str, paths), strict=True)
+    python = ROOT / "environments" / "mace" / "bin" / "python"
+    done = family_python.run(python, "forcefields.make_tiny", *(argument for pair in pairs for argument in pair))
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, other, last = (sha256(path) for path in paths)
+    assert first == last != other

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from exporters import checkpoints, consent, own, records
 from exporters import download as downloading
-from exporters.sources import Sources, expand
+from exporters.sources import Sources, Staged, expand
 from forcefields.catalogue import EXPORTS, HERE, RECORD, Catalogue, Checkpoint, Family, Variant, load
 from forcefields.verification import sha256
 from forcegate.errors import CheckpointMismatch, CheckpointMissing, InvalidRequest, SetupError
@@ -240,6 +242,30 @@ def test_two_names_never_serve_the_same_bytes(tmp_path: Path) -> None:
     records.write(tmp_path / RECORD, {"mace-mp-0-small": "a" * 64})
     with pytest.raises(CheckpointMismatch, match="mace-mp-0-small"):
         checkpoints.refuse_a_second_name(families, "mace-mp-0-medium", "a" * 64, tmp_path)
+
+
+def test_two_exports_at_once_do_not_give_the_same_bytes_two_names(tmp_path: Path) -> None:
+    weights, state = tmp_path / "weights.pt", tmp_path / "state"
+    weights.write_bytes(b"weights")
+    families = catalogue(variant("one"), variant("two"))
+    repository = tmp_path / "repository"
+    target = checkpoints.location(repository, families.resolve("two"))
+
+    def export_two() -> str:
+        staged = Staged(weights, ours=False, told="a disk")
+        return checkpoints.place(families, families.resolve("two"), repository, tmp_path, state, lambda _variant, _path: staged)
+
+    with ThreadPoolExecutor(1) as pool:
+        with records.held(state / RECORD) as hashes:
+            second = pool.submit(export_two)
+            deadline = time.monotonic() + 20
+            while not target.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            hashes["one"] = sha256(weights)
+        with pytest.raises(CheckpointMismatch, match="the bytes of one"):
+            second.result()
+    assert records.read(state / RECORD) == {"one": sha256(weights)}
+    assert not target.exists()
 
 
 def test_checked_in_hashes_are_all_different() -> None:

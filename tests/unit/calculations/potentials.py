@@ -24,6 +24,24 @@ class PairPotential(Calculator):
         super().__init__()
         self.pair, self.cutoff, self.calls = pair, cutoff, 0
 
+    def check_state(self, atoms, tol=0.0):  # type: ignore[no-untyped-def] # noqa: ARG002
+        """Bytes are compared. ASE compares within rounding, which takes longer than the forces of these small cells."""
+        known = self.atoms
+        same = (
+            known is not None
+            and len(known) == len(atoms)
+            and all(
+                np.array_equal(mine, theirs)
+                for mine, theirs in (
+                    (known.positions, atoms.positions),
+                    (known.cell.array, atoms.cell.array),
+                    (known.numbers, atoms.numbers),
+                    (known.pbc, atoms.pbc),
+                )
+            )
+        )
+        return [] if same else list(all_changes)
+
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):  # type: ignore[no-untyped-def]
         super().calculate(atoms, properties, system_changes)
         self.calls += 1
