@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -146,12 +148,25 @@ def connect(address: str, connections: int) -> sa.Engine:
         # A transaction that writes takes the lock for it at its beginning, so that none fails in its middle.
         connection.isolation_level = "IMMEDIATE"
         connection.execute("PRAGMA busy_timeout=30000")
-        connection.execute("PRAGMA journal_mode=WAL")
+        _write_ahead(connection)
         # An accepted task is on the disk before its answer is sent, a power cut included.
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
 
     return engine
+
+
+def _write_ahead(connection: Any) -> None:
+    """Readers and one writer at once. The file keeps the mode; changing it does not wait for others, so that is tried again."""
+    for attempt in range(100):
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            return
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if attempt == 99:
+                raise
+            time.sleep(0.1)
 
 
 @contextmanager
