@@ -34,8 +34,8 @@ SOON_SECONDS, LATE_SECONDS = 0.05, 0.5
 RETRY_AFTER_SECONDS = 30
 
 
-def open_database(settings: Settings, connections: int) -> sa.Engine:
-    """The database of the tasks, created or upgraded where that is needed.
+def open_database(settings: Settings, connections: int, durable: bool = True) -> sa.Engine:
+    """The database of the tasks, created or upgraded where that is needed. ``durable`` is that of ``tables.connect``.
 
     Raises:
         SetupError: it cannot be reached, or belongs to a newer version.
@@ -46,7 +46,7 @@ def open_database(settings: Settings, connections: int) -> sa.Engine:
     address = tables.url(settings)
     if address.startswith("sqlite"):
         settings.state.mkdir(parents=True, exist_ok=True)
-    engine = tables.connect(address, connections)
+    engine = tables.connect(address, connections, durable)
     try:
         # Ours first: on SQLite that sets the journal's mode, for which nobody else may have the file open.
         tables.prepare(engine)

@@ -57,7 +57,7 @@ class Worker:
 
     def __init__(self, settings: Settings, kinds: Mapping[str, Kind], name: str) -> None:
         self._settings, self._kinds, self.name = settings, kinds, name
-        self._engine = open_database(settings, settings.task_concurrency + 8)
+        self._engine = open_database(settings, settings.task_concurrency + 8, durable=False)
         self._entries = Entries(self._engine)
         self._ledger = Ledger(self._engine, self._entries, settings.task_lease_seconds)
         self._leases = Leases(self._ledger, settings, name)
