@@ -43,9 +43,8 @@ def _measured(database_url: str, lone: int, many: int) -> dict[str, Any]:
         settings = Settings(state=Path(folder), database_url=database_url, max_tasks_per_user=10 * many)
         with _worker(settings):
             row = asyncio.run(_through(settings, lone, many))
-    say(
-        f"tasks on {database_url.partition(':')[0] or 'sqlite'}: start after {row['start_p50_ms']:.0f} ms, {row['per_second']:.0f}/s"
-    )
+    name = database_url.partition(":")[0] or "sqlite"
+    say(f"tasks on {name}: start after {row['start_p50_ms']:.0f} ms, {row['per_second']:.0f}/s")
     return row
 
 
