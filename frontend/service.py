@@ -17,7 +17,6 @@ from frontend.admission import Admission, Estimator, ModelQueue
 from frontend.decoder import Decoder
 from frontend.requests import Limits
 from frontend.settings import Settings
-from frontend.tasks.metrics import TaskMetrics
 from frontend.tasks.queue import DurableTasks
 from frontend.tasks.task import Tasks
 from frontend.telemetry import Call, Metrics
@@ -119,10 +118,9 @@ class Service:
 
     async def _watch_tasks(self, tasks: DurableTasks) -> None:
         """Opens the database of the tasks, and keeps the metrics of the queue current, until it is cancelled."""
-        metrics = TaskMetrics(self.metrics.registry)
         while True:
             try:
-                metrics.observe(await tasks.figures())
+                self.metrics.tasks.observe(await tasks.figures())
             except ForcegateError as error:
                 log.warning("tasks are not available", extra={"detail": error.detail})
             await asyncio.sleep(TASKS_SECONDS)
