@@ -34,6 +34,7 @@ SECTIONS = (
     "latency",
     "poisson",
     "relaxations",
+    "tasks",
     "gateway",
     "gpu",
     "soak",

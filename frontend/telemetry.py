@@ -26,6 +26,7 @@ from prometheus_client import (
 
 import forcegate
 from forcegate import jsonlog
+from frontend.tasks.metrics import TaskMetrics
 
 REQUEST_ID: ContextVar[str] = ContextVar("forcegate_request_id", default="")
 """Id of the request that the running task works for; every log line takes it from here."""
@@ -144,6 +145,7 @@ class Metrics:
         )
         self.refused = Counter("forcegate_refused", "Work that was not taken on, by reason.", ("reason",), registry=registry)
         self.retries = Counter("forcegate_retries", "Evaluations sent again.", ("model", "code"), registry=registry)
+        self.tasks = TaskMetrics(registry)
         self.model_ready = Gauge("forcegate_model_ready", "1 for a model that answers.", ("model",), registry=registry)
 
     def exposition(self) -> bytes:

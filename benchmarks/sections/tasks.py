@@ -1,0 +1,103 @@
+"""The queue of tasks: how soon a task starts, and how many a second go through, with work that takes no time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import report
+from benchmarks.plan import Plan
+from benchmarks.postgres import create, postgres, programs
+from benchmarks.service import say
+from frontend.settings import PREFIX, Settings
+from frontend.tasks.queue import DurableTasks
+from frontend.tasks.task import Options
+
+NAME = "tasks"
+TITLE = "The queue of tasks with trivial work: from submission to start one by one, and tasks a second through one worker"
+ROOT = Path(__file__).parents[2]
+
+
+def measure(plan: Plan) -> list[dict[str, Any]]:
+    """On SQLite, and on Postgres where there is one."""
+    lone, many = (20, 100) if plan.quick else (100, 1000)
+    rows = [{"database": "sqlite"} | _measured("", lone, many)]
+    if programs() is None:
+        return [*rows, {"database": "postgres", "skipped": "there is no Postgres on this machine"}]
+    with postgres() as server:
+        return [*rows, {"database": "postgres"} | _measured(create(server, "tasks"), lone, many)]
+
+
+def _measured(database_url: str, lone: int, many: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(state=Path(folder), database_url=database_url, max_tasks_per_user=10 * many)
+        with _worker(settings):
+            row = asyncio.run(_through(settings, lone, many))
+    name = database_url.partition(":")[0] or "sqlite"
+    say(f"tasks on {name}: start after {row['start_p50_ms']:.0f} ms, {row['per_second']:.0f}/s")
+    return row
+
+
+@contextmanager
+def _worker(settings: Settings) -> Iterator[None]:
+    """The worker of the tests, whose kind ``count`` takes no time."""
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+    variables |= {PREFIX + "STATE": str(settings.state), PREFIX + "DATABASE_URL": settings.database_url}
+    with (settings.state / "worker.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "tests.tasks.worker"], env=variables, cwd=ROOT, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+async def _through(settings: Settings, lone: int, many: int) -> dict[str, Any]:
+    tasks = DurableTasks(settings)
+    try:
+
+        async def one() -> str:
+            return (await tasks.submit("count", {}, [], Options(), "bench")).id
+
+        await tasks.wait(await one(), 120)  # the worker is there
+        starts = []
+        for _ in range(lone):
+            view = await tasks.wait(await one(), 60)
+            starts.append(1e3 * ((view.started or 0) - view.created))
+        begun = time.monotonic()
+        ids = await asyncio.gather(*(one() for _ in range(many)))
+        submitted = time.monotonic()
+        for task in ids:
+            await tasks.wait(task, 600)
+        ended = time.monotonic()
+    finally:
+        await tasks.close()
+    return {
+        "start_p50_ms": float(np.percentile(starts, 50)),
+        "start_p95_ms": float(np.percentile(starts, 95)),
+        "submitted_per_second": many / (submitted - begun),
+        "per_second": many / (ended - begun),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Milliseconds to the start, and rates."""
+    header = ["database", "start p50, ms", "start p95, ms", "submitted /s", "finished /s"]
+    names = ("start_p50_ms", "start_p95_ms", "submitted_per_second", "per_second")
+    cells: list[list[object]] = []
+    for row in rows:
+        if "skipped" in row:
+            cells.append(report.skipped(row, "database", width=len(header)))
+        else:
+            cells.append([row["database"], *(f"{row[name]:.0f}" for name in names)])
+    return report.table(header, cells)
