@@ -15,6 +15,7 @@ from frontend.admission import Admission, Estimator, ModelQueue
 from frontend.decoder import Decoder
 from frontend.requests import Limits
 from frontend.settings import Settings
+from frontend.tasks.task import Tasks
 from frontend.telemetry import Call, Metrics
 from frontend.triton.client import Evaluator
 from frontend.triton.control import TritonControl
@@ -26,10 +27,11 @@ FIRST_POLL_SECONDS = 3.0
 
 
 class Service:
-    """Everything that the routes work with. ``evaluator`` and ``directory`` are there from ``running`` on."""
+    """Everything that the routes work with. ``evaluator`` and ``directory`` are there from ``running`` on, and so is ``tasks``."""
 
     directory: Directory
     evaluator: Evaluator
+    tasks: Tasks
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
