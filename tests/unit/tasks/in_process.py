@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ase.calculators.lj import LennardJones
-
 from forcegate import errors
 from forcegate.calculations.forces import Forces, OneByOne
 from forcegate.calculations.progress import Step
 from forcegate.calculations.states import Checkpoint, State
+from tests.unit.calculations.potentials import EPSILON, lennard_jones
 
 
 class Killed(BaseException):
@@ -76,5 +75,4 @@ class InProcess:
         self.asked.append((model, head, dispersion))
         if model in self.missing:
             raise errors.GateFailed(f"The model {model!r} did not pass its gate.")
-        scale = 1.1 if model == "stiffer" else 1.0
-        return OneByOne(LennardJones(epsilon=0.0103 * scale, sigma=3.4, rc=8.5, smooth=True))
+        return OneByOne(lennard_jones(epsilon=1.1 * EPSILON if model == "stiffer" else EPSILON))
