@@ -76,6 +76,28 @@ class Settings(BaseSettings):
     memory_gb: float = Field(
         0.0, ge=0, description="Memory that one model's evaluation may take, in GB; 0 is half of what is free at load."
     )
+    workers: int = Field(1, ge=0, description="Worker processes for tasks that `forcegate serve` starts; 0 for none.")
+    task_concurrency: int = Field(
+        32, ge=1, description="Tasks that a worker carries out at once; their force calls meet in Triton's batches."
+    )
+    database_url: str = Field(
+        "",
+        description="Database of the tasks: `postgresql://user@host/name`; empty for SQLite in the state folder, on one machine.",
+    )
+    task_poll_seconds: float = Field(0.1, gt=0, description="How often a worker looks for a task that it can start.")
+    task_state_seconds: float = Field(5.0, ge=0, description="Shortest time between two states that are kept of one calculation.")
+    task_beat_seconds: float = Field(10.0, gt=0, description="How often a worker shows the others that it lives.")
+    task_lease_seconds: float = Field(
+        30.0, gt=0, description="A worker that has not been seen for so long is taken for dead: others go on with its tasks."
+    )
+    task_patience_seconds: float = Field(
+        600.0, ge=0, description="How long a task waits for a model that is not there, without a step, before it fails."
+    )
+    task_retention_days: float = Field(30.0, gt=0, description="Finished tasks and their files are removed after so long.")
+    max_tasks_per_user: int = Field(1000, ge=1, description="Unfinished tasks that one user may have; beyond it answers 429.")
+    callback_private: bool = Field(
+        False, description="Whether a task's callback may go to loopback, private and other addresses that are not public."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log lines that are written.")
     drain_seconds: float = Field(30.0, ge=0, description="Time that requests in flight get to finish when the service stops.")
 

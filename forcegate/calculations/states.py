@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -35,9 +36,8 @@ class State:
     def save(self, path: Path) -> None:
         """Writes the state; a reader finds the former one or this one, never a part of it."""
         beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-        header = json.dumps({"version": VERSION, "kind": self.kind, "step": self.step, "values": self.values})
         with beside.open("wb") as file:
-            np.savez(file, __header__=np.array(header), **self.arrays)  # type: ignore[arg-type]
+            self._write(file)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -49,14 +49,37 @@ class State:
         Raises:
             InvalidRequest: the file is none of these, or of another version.
         """
+        return cls._read(path, str(path))
+
+    def as_bytes(self) -> bytes:
+        """The state as ``save`` writes it, for a place that is no file."""
+        buffer = io.BytesIO()
+        self._write(buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> State:
+        """Reads what ``as_bytes`` made.
+
+        Raises:
+            InvalidRequest: it is none of these, or of another version.
+        """
+        return cls._read(io.BytesIO(data), "What was given")
+
+    def _write(self, file: IO[bytes]) -> None:
+        header = json.dumps({"version": VERSION, "kind": self.kind, "step": self.step, "values": self.values})
+        np.savez(file, __header__=np.array(header), **self.arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def _read(cls, source: Path | IO[bytes], name: str) -> State:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(source, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             header = json.loads(str(arrays.pop("__header__")))
         except (OSError, ValueError, KeyError) as error:
-            raise InvalidRequest(f"{path} holds no state of a calculation: {error}", "Start the calculation anew.") from None
+            raise InvalidRequest(f"{name} holds no state of a calculation: {error}", "Start the calculation anew.") from None
         if header["version"] != VERSION:
-            raise InvalidRequest(f"{path} was written by another version.", "Start the calculation anew.")
+            raise InvalidRequest(f"{name} was written by another version.", "Start the calculation anew.")
         return cls(header["kind"], header["step"], arrays, header["values"])
 
     def belongs(self, kind: str, atoms: int) -> None:

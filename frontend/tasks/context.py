@@ -10,6 +10,10 @@ from forcegate.calculations.progress import Step
 from forcegate.calculations.states import Checkpoint, State
 
 
+class Ended(BaseException):
+    """The calculation has to stop. No ``Exception``, so that what catches those to go on after a failure does not catch it."""
+
+
 class Context(Protocol):
     """One attempt at a task. Its methods may be called from several threads."""
 
