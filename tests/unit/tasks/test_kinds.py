@@ -21,12 +21,12 @@ from frontend.requests import Limits
 from frontend.tasks.kinds import KINDS
 from frontend.tasks.submission import Submission
 from frontend.tasks.submission import read as read_body
-from tests.unit.calculations.potentials import lennard_jones
+from tests.unit.calculations.potentials import lattice_minimum, lennard_jones
 from tests.unit.tasks.in_process import InProcess, Killed
 
 LIMITS = Limits(max_batch=64, max_atoms=5000)
-A0 = 5.2446
-"""A, minimum of the potential with its cutoff of 8.5 A."""
+A0 = lattice_minimum()[0]
+"""A, by the lattice sum."""
 
 
 def argon(seed: int = 1, rattled: float = 0.1, a: float = 5.3) -> Atoms:
