@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import cast
@@ -11,10 +12,13 @@ from starlette.requests import Request
 
 from forcefields import catalogue
 from forcefields.cost import Cost
+from forcegate.errors import ForcegateError
 from frontend.admission import Admission, Estimator, ModelQueue
 from frontend.decoder import Decoder
 from frontend.requests import Limits
 from frontend.settings import Settings
+from frontend.tasks.metrics import TaskMetrics
+from frontend.tasks.queue import DurableTasks
 from frontend.tasks.task import Tasks
 from frontend.telemetry import Call, Metrics
 from frontend.triton.client import Evaluator
@@ -24,6 +28,10 @@ from frontend.triton.directory import READY, Directory
 BODIES = 4
 """Bodies of the largest size that may be held in memory at once."""
 FIRST_POLL_SECONDS = 3.0
+TASKS_SECONDS = 5.0
+"""How often the queue of tasks is counted for the metrics."""
+
+log = logging.getLogger(__name__)
 
 
 class Service:
@@ -58,15 +66,18 @@ class Service:
         self.evaluator = Evaluator(settings.grpc_address, self.directory, self.metrics)
         polling = asyncio.create_task(self.directory.run())
         warming = asyncio.create_task(self.decoder.warm())
+        tasks = self.tasks = DurableTasks(settings)
+        watching = asyncio.create_task(self._watch_tasks(tasks))
         try:
             # A gateway that is started beside a running server knows its models from the first request on.
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.directory.first_poll(), FIRST_POLL_SECONDS)
             yield
         finally:
-            for task in (polling, warming):
+            for task in (polling, warming, watching):
                 task.cancel()
-            await asyncio.gather(polling, warming, return_exceptions=True)
+            await asyncio.gather(polling, warming, watching, return_exceptions=True)
+            await tasks.close()
             await self.decoder.close()
             await self.directory.close()
             await self.evaluator.close()
@@ -105,6 +116,16 @@ class Service:
                 load = queue.load(bulk)
                 self.metrics.queue_structures.labels(model, kind).set(load.structures)
                 self.metrics.queue_seconds.labels(model, kind).set(load.seconds)
+
+    async def _watch_tasks(self, tasks: DurableTasks) -> None:
+        """Opens the database of the tasks, and keeps the metrics of the queue current, until it is cancelled."""
+        metrics = TaskMetrics(self.metrics.registry)
+        while True:
+            try:
+                metrics.observe(await tasks.figures())
+            except ForcegateError as error:
+                log.warning("tasks are not available", extra={"detail": error.detail})
+            await asyncio.sleep(TASKS_SECONDS)
 
     def _count_refusal(self, reason: str) -> None:
         self.metrics.refused.labels(reason).inc()

@@ -57,9 +57,11 @@ def _add_serve(app: typer.Typer) -> None:
         from forcegate.cli.environments import env
         from forcegate.cli.export import export
         from forcegate.cli.serve import serve
+        from forcegate.cli.worker import worker
     except ImportError:  # the extra `serve` is not installed: this machine is a client alone
         return
     app.command()(serve)
+    app.command()(worker)
     app.command()(export)
     app.add_typer(env, name="env")
 

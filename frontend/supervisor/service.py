@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ LIFE_SECONDS = 10.0
 """A process that ends sooner after its start counts as failing to start."""
 ATTEMPTS = 5
 """Failed starts in a row after which the service gives up."""
+LONGEST_PAUSE = 8
+"""Failed starts in a row after which the pauses before the next one grow no more; it is 51 s then."""
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Service:
         logs = settings.state / "logs"
         self._triton = ChildProcess("tritonserver", logs / "triton.log")
         self._gateway = ChildProcess("gateway", logs / "gateway.log")
+        self._workers = [ChildProcess(f"worker {n}", logs / f"worker-{n}.log") for n in range(settings.workers)]
         self._control = TritonControl(settings.grpc_address)
         self._watch = ModelWatch(
             self._control, lambda: self._triton.pid if self._triton.running else None, self._bring, lambda: triton.regions(settings)
@@ -124,9 +128,7 @@ class Service:
         Raises:
             SetupError: it ended, or did not answer in time.
         """
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-        environment |= gateway_environment(self._settings)
-        await self._gateway.start([sys.executable, "-m", "frontend.gateway"], environment)
+        await self._gateway.start([sys.executable, "-m", "frontend.gateway"], child_environment(self._settings))
         deadline = time.monotonic() + START_SECONDS
         while not await _answers(self._settings.host, self._settings.port):
             if not self._gateway.running or time.monotonic() > deadline:
@@ -134,13 +136,31 @@ class Service:
                 raise SetupError("The gateway did not start.", f"The end of {self._gateway.log}:\n{self._gateway.tail()}")
             await asyncio.sleep(0.05)
 
+    async def start_workers(self) -> None:
+        """Starts the workers; nobody waits until they take tasks, which takes seconds."""
+        for worker in self._workers:
+            await self._start_worker(worker)
+
+    async def _start_worker(self, worker: ChildProcess) -> None:
+        await worker.start([sys.executable, "-m", "frontend.tasks.worker"], child_environment(self._settings))
+
     def keep_alive(self) -> None:
         """From now on a process that ends is started again, and a model whose process dies is brought back."""
         self._keepers = [
             asyncio.create_task(self._keep("tritonserver", self._triton, self._restart_triton)),
             asyncio.create_task(self._keep("gateway", self._gateway, self.start_gateway)),
+            *(asyncio.create_task(self._keep(one.name, one, partial(self._start_worker, one), False)) for one in self._workers),
             asyncio.create_task(self._watch.run()),
-            asyncio.create_task(keep_short([self._triton.log, self._gateway.log, self._triton.log.with_name("supervisor.log")])),
+            asyncio.create_task(
+                keep_short(
+                    [
+                        *(worker.log for worker in self._workers),
+                        self._triton.log,
+                        self._gateway.log,
+                        self._triton.log.with_name("supervisor.log"),
+                    ]
+                )
+            ),
         ]
         for keeper in self._keepers:
             keeper.add_done_callback(self._keeper_ended)
@@ -153,7 +173,8 @@ class Service:
         if not self.failed.done():
             self.failed.set_result(f"The supervisor failed: {type(error).__name__}: {error}")
 
-    async def _keep(self, name: str, process: ChildProcess, restart: Callable[[], Any]) -> None:
+    async def _keep(self, name: str, process: ChildProcess, restart: Callable[[], Any], vital: bool = True) -> None:
+        """Starts a process again whenever it ends. One that is not vital is given up never, and ends nothing else."""
         failures = 0
         while not self._stopping:
             started = time.monotonic()
@@ -163,11 +184,11 @@ class Service:
             failures = failures + 1 if time.monotonic() - started < LIFE_SECONDS else 0
             self._say(f"{name} ended with status {status}; starting it again")
             log.error("process ended", extra={"name_": name, "status": status, "failures": failures})
-            if failures >= ATTEMPTS:
+            if failures >= ATTEMPTS and vital:
                 if not self.failed.done():
                     self.failed.set_result(f"{name} ended {failures} times in a row; see {process.log}.")
                 return
-            await asyncio.sleep(0.2 * 2**failures - 0.2)
+            await asyncio.sleep(0.2 * 2 ** min(failures, LONGEST_PAUSE) - 0.2)
             try:
                 await restart()
             except (SetupError, OSError, psutil.Error) as error:
@@ -187,7 +208,9 @@ class Service:
         for task in self._keepers:
             task.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
-        await self._gateway.stop(self._settings.drain_seconds + 5)
+        # Tasks go back into the queue with their last state, which needs no gateway.
+        patience = self._settings.drain_seconds + 5
+        await asyncio.gather(self._gateway.stop(patience), *(worker.stop(patience) for worker in self._workers))
         await self._watch.close()
         processes = triton.model_processes(self._triton.pid) if self._triton.running else self._watch.processes
         await self._triton.stop(self._settings.drain_seconds + 5)
@@ -201,6 +224,12 @@ def gateway_environment(settings: Settings) -> dict[str, str]:
     values["models"] = ",".join(settings.models)
     values["root"], values["state"] = settings.root.resolve(), settings.state.resolve()
     return {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items()}
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """The variables of a process of the service: those of this one, with its settings in place of what was given."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+    return environment | gateway_environment(settings)
 
 
 async def _answers(host: str, port: int) -> bool:

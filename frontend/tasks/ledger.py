@@ -6,15 +6,17 @@ import json
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from forcegate.errors import NotFound
 from frontend.tasks import order
-from frontend.tasks.engine import Entries
 from frontend.tasks.tables import CALLBACKS, EVENTS, TASKS
 from frontend.tasks.task import Priority, Status, View
+
+if TYPE_CHECKING:
+    from frontend.tasks.engine import Entries  # the engine takes seconds to import
 
 Clock = Callable[[], float]
 
@@ -30,6 +32,14 @@ class Ledger:
 
     def __init__(self, engine: sa.Engine, entries: Entries, lease_seconds: float, clock: Clock = time.time) -> None:
         self.engine, self.entries, self.lease_seconds, self.clock = engine, entries, lease_seconds, clock
+
+    def accept(self, connection: sa.Connection, values: dict[str, Any]) -> sa.RowMapping:
+        """Writes a new task and puts it into the queue."""
+        begin = {"status": Status.QUEUED, "dispatch": 1, "attempt": 0, "cancelled": False, "events": 1}
+        row = connection.execute(TASKS.insert().values(**values, **begin).returning(TASKS)).mappings().one()
+        self._tell(connection, row)
+        self.entries.add(connection, row["id"], row["dispatch"], row["rank"])
+        return row
 
     def change(
         self, connection: sa.Connection, task: str, where: sa.ColumnElement[bool], status: Status, **values: Any
@@ -47,20 +57,24 @@ class Ledger:
         row = connection.execute(statement).mappings().one_or_none()
         if row is None:
             return None
-        data = {"status": str(status), "attempt": row["attempt"]}
-        self.write_event(connection, task, row["events"], "status", data)
-        if row["callback_url"] and status in json.loads(row["callback_events"]):
-            moment = self.clock()
-            connection.execute(
-                CALLBACKS.insert().values(
-                    id=uuid.uuid4().hex, task=task, event=str(status), time=moment, due=moment, tries=0, outcome=""
-                )
-            )
+        self._tell(connection, row)
         return row
 
     def write_event(self, connection: sa.Connection, task: str, number: int, name: str, data: dict[str, Any]) -> None:
         """Writes an event whose number the caller has taken from the task's row."""
         connection.execute(EVENTS.insert().values(task=task, number=number, name=name, time=self.clock(), data=json.dumps(data)))
+
+    def _tell(self, connection: sa.Connection, row: sa.RowMapping) -> None:
+        """Tells of the status that a task has now: an event for its readers, and a callback where one was asked for."""
+        status = str(row["status"])
+        self.write_event(connection, row["id"], row["events"], "status", {"status": status, "attempt": row["attempt"]})
+        if row["callback_url"] and status in json.loads(row["callback_events"]):
+            moment = self.clock()
+            connection.execute(
+                CALLBACKS.insert().values(
+                    id=uuid.uuid4().hex, task=row["id"], event=status, time=moment, due=moment, tries=0, outcome=""
+                )
+            )
 
     def enqueue(self, connection: sa.Connection, row: sa.RowMapping, where: sa.ColumnElement[bool], rank: int) -> bool:
         """Puts a task into the queue once more if ``where`` holds; the entry that it had is of no effect from then on."""

@@ -32,8 +32,8 @@ def rank(priority: Priority, submitted: float) -> int:
     return math.floor(submitted) - EPOCH + DELAY_SECONDS[priority]
 
 
-def place(connection: sa.Connection, row: sa.RowMapping, lease_seconds: float) -> tuple[int, float]:
-    """Position in the queue, from 1, and the estimated seconds until its start, of a task that is queued.
+def place(connection: sa.Connection, row: sa.RowMapping, lease_seconds: float) -> tuple[int, float | None]:
+    """Position in the queue, from 1, and the estimated seconds until its start, of a task that is queued; None without a worker.
 
     The work in front, queued and running, is spread over the slots of the workers that live.
     """
@@ -53,13 +53,15 @@ def place(connection: sa.Connection, row: sa.RowMapping, lease_seconds: float) -
     known = _Durations(connection)
     slots = slots_alive(connection, lease_seconds)
     position = 1 + sum(count for _, _, count in ahead)
+    if slots == 0:
+        return position, None
     if slots > len(running) + position - 1:
         return position, 0.0
     moment = now(connection)
     # What runs longer than its kind usually does is expected to take as long again as a tenth of that.
     left = sum(max(known.of(kind, models) - (moment - started), 0.1 * known.of(kind, models)) for kind, models, started in running)
     work = left + sum(count * known.of(kind, models) for kind, models, count in ahead)
-    return position, round(work / max(slots, 1), 1)
+    return position, round(work / slots, 1)
 
 
 def slots_alive(connection: sa.Connection, lease_seconds: float) -> int:

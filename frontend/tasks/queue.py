@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -14,13 +15,14 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from forcegate.errors import Conflict, Overloaded, SetupError
+from forcegate.errors import Conflict, InvalidRequest, Overloaded, ServerUnavailable, SetupError
 from frontend.settings import Settings
 from frontend.tasks import callbacks, order, tables
-from frontend.tasks.engine import Entries, migrate
 from frontend.tasks.ledger import Clock, Ledger
 from frontend.tasks.tables import EVENTS, TASKS, writing
 from frontend.tasks.task import Event, Options, Status, View
+
+log = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer")
 
@@ -38,6 +40,9 @@ def open_database(settings: Settings, connections: int) -> sa.Engine:
     Raises:
         SetupError: it cannot be reached, or belongs to a newer version.
     """
+    # It takes seconds to import.
+    from frontend.tasks.engine import migrate
+
     address = tables.url(settings)
     if address.startswith("sqlite"):
         settings.state.mkdir(parents=True, exist_ok=True)
@@ -56,22 +61,38 @@ def open_database(settings: Settings, connections: int) -> sa.Engine:
 class DurableTasks:
     """``Tasks`` upon the database. Calls may come from one event loop; the database is called in threads.
 
+    It is opened by the first call, or by ``open``: a gateway whose database is away serves everything else, and its tasks as soon
+    as the database is there. Every call raises ``ServerUnavailable`` until then.
+
     Args:
         clock: seconds since the epoch.
     """
 
     def __init__(self, settings: Settings, clock: Clock = time.time) -> None:
-        self._settings = settings
-        self._engine = open_database(settings, CONNECTIONS)
-        self._entries = Entries(self._engine)
-        self._ledger = Ledger(self._engine, self._entries, settings.task_lease_seconds, clock)
+        self._settings, self._clock = settings, clock
+        self._opening = asyncio.Lock()
+        self._opened: Ledger | None = None
         self._threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="tasks")
+
+    async def open(self) -> None:
+        """Opens the database, unless that has been done.
+
+        Raises:
+            ServerUnavailable: it cannot be opened now.
+        """
+        async with self._opening:
+            if self._opened is None:
+                try:
+                    self._opened = await asyncio.get_running_loop().run_in_executor(self._threads, self._open)
+                except SetupError as error:
+                    raise ServerUnavailable(f"Tasks are not available: {error.detail}") from None
 
     async def close(self) -> None:
         """Closes the database; running calls end first."""
         await asyncio.to_thread(self._threads.shutdown)
-        self._entries.close()
-        self._engine.dispose()
+        if self._opened is not None:
+            self._ledger.entries.close()
+            self._engine.dispose()
 
     async def submit(self, kind: str, parameters: dict[str, Any], models: Sequence[str], options: Options, user: str) -> View:
         """See ``Tasks``.
@@ -136,7 +157,7 @@ class DurableTasks:
                     )
                 view = self._ledger.view(connection, ended or row)
             if ended is not None:
-                self._entries.remove([(task, row["dispatch"])])
+                self._ledger.entries.remove([(task, row["dispatch"])])
             return view
 
         return await self._call(write)
@@ -207,47 +228,68 @@ class DurableTasks:
 
         return await self._call(read)
 
+    @property
+    def _ledger(self) -> Ledger:
+        assert self._opened is not None
+        return self._opened
+
+    @property
+    def _engine(self) -> sa.Engine:
+        return self._ledger.engine
+
+    def _open(self) -> Ledger:
+        engine = open_database(self._settings, CONNECTIONS)
+        from frontend.tasks.engine import Entries
+
+        return Ledger(engine, Entries(engine), self._settings.task_lease_seconds, self._clock)
+
     def _submit(self, kind: str, parameters: dict[str, Any], models: Sequence[str], options: Options, user: str) -> View:
+        with writing(self._engine) as connection:
+            row = self._accept(connection, kind, parameters, models, options, user)
+        # Where it stands is looked up outside of the transaction, for which others may wait.
+        with self._engine.connect() as connection:
+            return self._ledger.view(connection, row)
+
+    def _accept(
+        self,
+        connection: sa.Connection,
+        kind: str,
+        parameters: dict[str, Any],
+        models: Sequence[str],
+        options: Options,
+        user: str,
+    ) -> sa.RowMapping:
         content = _content(kind, parameters, models, options)
         callback, moment = options.callback, self._ledger.clock()
-        with writing(self._engine) as connection:
-            if connection.dialect.name == "postgresql":  # one submission of a user after the other; on SQLite all are
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(user))))
-            if options.idempotency_key is not None and (known := self._known(connection, user, options.idempotency_key)):
-                if known["content"] != content:
-                    raise Conflict(
-                        f"The idempotency key {options.idempotency_key[:80]!r} belongs to task {known['id']}, "
-                        "which was asked for with other content.",
-                        "Choose another key, or send the same content.",
-                    )
-                return self._ledger.view(connection, known)
-            self._check_limit(connection, user)
-            row = {
-                "id": uuid.uuid4().hex,
-                "kind": kind,
-                "models": json.dumps(list(models)),
-                "parameters": json.dumps(parameters),
-                "user": user,
-                "priority": str(options.priority),
-                "timeout_seconds": options.timeout_seconds,
-                "idempotency_key": options.idempotency_key,
-                "content": content,
-                "callback_url": callback and callback.url,
-                "callback_events": callback and json.dumps(list(callback.events)),
-                "callback_secret": callback and callback.secret,
-                "status": Status.PENDING,
-                "rank": order.rank(options.priority, moment),
-                "created": moment,
-                "queued": moment,
-                "dispatch": 0,
-                "attempt": 0,
-                "cancelled": False,
-                "events": 0,
-            }
-            connection.execute(TASKS.insert().values(**row))
-            inserted = self._ledger.row(connection, str(row["id"]))
-            self._ledger.enqueue(connection, inserted, TASKS.c.status == Status.PENDING, inserted["rank"])
-            return self._ledger.view(connection, self._ledger.row(connection, inserted["id"]))
+        if connection.dialect.name == "postgresql":  # one submission of a user after the other; on SQLite all are
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(user))))
+        if options.idempotency_key is not None and (known := self._known(connection, user, options.idempotency_key)):
+            if known["content"] != content:
+                raise Conflict(
+                    f"The idempotency key {options.idempotency_key[:80]!r} belongs to task {known['id']}, "
+                    "which was asked for with other content.",
+                    "Choose another key, or send the same content.",
+                )
+            return known
+        self._check_limit(connection, user)
+        row = {
+            "id": uuid.uuid4().hex,
+            "kind": kind,
+            "models": json.dumps(list(models)),
+            "parameters": json.dumps(parameters),
+            "user": user,
+            "priority": str(options.priority),
+            "timeout_seconds": options.timeout_seconds,
+            "idempotency_key": options.idempotency_key,
+            "content": content,
+            "callback_url": callback and callback.url,
+            "callback_events": callback and json.dumps(list(callback.events)),
+            "callback_secret": callback and callback.secret,
+            "rank": order.rank(options.priority, moment),
+            "created": moment,
+            "queued": moment,
+        }
+        return self._ledger.accept(connection, row)
 
     def _known(self, connection: sa.Connection, user: str, key: str) -> sa.RowMapping | None:
         query = sa.select(TASKS).where(TASKS.c.user == user, TASKS.c.idempotency_key == key)
@@ -271,7 +313,15 @@ class DurableTasks:
         return [Event(row["number"], row["name"], row["time"], json.loads(row["data"])) for row in rows], over
 
     async def _call(self, function: Callable[[], _Answer]) -> _Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        if self._opened is None:
+            await self.open()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        except (sa.exc.DataError, UnicodeEncodeError):
+            raise InvalidRequest("A text of the request cannot be kept.", "Leave out control characters.") from None
+        except (sa.exc.OperationalError, sa.exc.TimeoutError):
+            log.exception("the database of tasks failed")
+            raise ServerUnavailable("The database of tasks does not answer.") from None
 
 
 def folder(settings: Settings, task: str) -> Path:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 
+from forcegate import jsonlog
 from forcegate.errors import ForcegateError, SetupError, UnsupportedTask
 from frontend import settings as all_settings
 from frontend.settings import Settings
@@ -31,7 +32,6 @@ from frontend.tasks.leases import Leases
 from frontend.tasks.ledger import Ledger
 from frontend.tasks.queue import open_database
 from frontend.tasks.task import Status
-from frontend.telemetry import configure_logging
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def main() -> int:
     """Works until it is told to stop. Returns the exit status."""
     try:
         settings = all_settings.load()
-        configure_logging(settings.log_level)
+        jsonlog.configure(settings.log_level, process="worker")
         run(settings, importlib.import_module("frontend.tasks.kinds").KINDS)
     except SetupError as error:
         print(error, file=sys.stderr)  # noqa: T201

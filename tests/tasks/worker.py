@@ -13,6 +13,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 
+from forcegate import jsonlog
 from forcegate.calculations.optimization import OptimizationParameters, optimization
 from forcegate.calculations.progress import Step
 from forcegate.calculations.stability import StabilityParameters, stability
@@ -136,6 +137,6 @@ KINDS = {
 
 if __name__ == "__main__":
     values = settings.load()
-    worker.configure_logging(values.log_level)
+    jsonlog.configure(values.log_level, process="worker")
     worker.run(values, KINDS)
     os._exit(0)
