@@ -308,7 +308,7 @@ class TaskContinues(ForcegateError):
 
     def as_dict(self) -> dict[str, object]:
         """The body of a REST error answer, with the id of the task."""
-        return super().as_dict() | {"task_id": self.task_id}
+        return super().as_dict() | ({"task_id": self.task_id} if self.task_id else {})
 
 
 class Cancelled(ForcegateError):

@@ -81,7 +81,7 @@ _MEANING: Final = {
     422: "The structure cannot be understood, or the model refuses it.",
     429: "More work is in flight than the service accepts; see Retry-After.",
     503: "The model or the inference server does not answer at the moment; see Retry-After.",
-    504: "There was no answer before the deadline. A task that goes on is named by `task_id`.",
+    504: "There was no answer before the deadline; a task that goes on is named.",
 }
 
 
