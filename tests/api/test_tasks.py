@@ -59,7 +59,7 @@ def submitted(rest: httpx.Client, kind: str, data: dict[str, Any]) -> str:
     return str(response.json()["task_id"])
 
 
-def until(rest: httpx.Client, task: str, *states: str, seconds: float = 90) -> dict[str, Any]:
+def until(rest: httpx.Client, task: str, *states: str, seconds: float = 300) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while (view := rest.get(f"/api/v1/tasks/{task}").json())["status"] not in states:
         assert time.monotonic() < deadline, view
