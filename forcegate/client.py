@@ -6,13 +6,13 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import httpx
 from ase import Atoms
 
-from forcegate import errors
+from forcegate import errors, task_client
 from forcegate.retries import Attempts
 from forcegate.structure import Structure, from_atoms, to_mapping
 
@@ -47,7 +47,7 @@ class _Client:
         self.encoding = encoding
         self.answered = False
         """Whether the gateway has answered this client before."""
-        self._headers = dict(headers or {})
+        self.headers = dict(headers or {})
         if encoding == "msgpack":
             _msgpack()
 
@@ -84,8 +84,45 @@ class _Client:
         body = {"model_names": list(models), "task": "single_point", "task_params": task_params, "atoms": mapping(atoms)}
         return self.call("POST", "/api/v1/multi_model", body)
 
+    def submit(
+        self, kind: str, atoms: Any, model: str | Sequence[str], *, options: Mapping[str, Any] | None = None, **parameters: Any
+    ) -> Any:
+        """Queues a calculation: the answer of POST /api/v1/tasks/{kind}, whose ``task_id`` names the task.
+
+        Args:
+            kind: ``optimization``, ``stability``, ``bulk-modulus``, ... as GET /docs lists them.
+            atoms: one structure; a list of them for ``batch``.
+            model: name of the model; several of them for ``multi-model``.
+            options: ``priority``, ``timeout_seconds``, ``callback``, ``idempotency_key``.
+            parameters: of the calculation.
+        """
+        structures = [mapping(each) for each in atoms] if kind == "batch" else mapping(atoms)
+        asked = {"model_name": model} if isinstance(model, str) else {"model_names": list(model)}
+        body = {**asked, "atoms": structures, **parameters, **({"options": dict(options)} if options else {})}
+        return self.call("POST", f"/api/v1/tasks/{kind.replace('_', '-')}", body)
+
+    def tasks(self, **filters: Any) -> Any:
+        """A list of tasks, the newest first; ``filters`` are status, kind, model, user, limit, offset."""
+        return self.call("GET", f"/api/v1/tasks{task_client.query(filters)}", part="tasks")
+
+    def task(self, task: str) -> Any:
+        """A task as it is now: status, position, progress, error."""
+        return self.call("GET", f"/api/v1/tasks/{task}")
+
+    def result(self, task: str) -> Any:
+        """The result of a task that is completed; else its error, or ``TaskNotFinished``."""
+        return self.call("GET", f"/api/v1/tasks/{task}/result")
+
+    def cancel(self, task: str) -> Any:
+        """Ends a task: at once where it waits, within one step where it runs."""
+        return self.call("POST", f"/api/v1/tasks/{task}/cancel")
+
+    def retry(self, task: str) -> Any:
+        """Queues a task that failed, was cancelled or timed out once more; it goes on from its last state."""
+        return self.call("POST", f"/api/v1/tasks/{task}/retry")
+
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-        headers = dict(self._headers)
+        headers = dict(self.headers)
         content = None
         if self.encoding == "msgpack":
             headers["Accept"] = MSGPACK
@@ -146,7 +183,7 @@ class Client(_Client):
 
     def __init__(self, url: str | None = None, **options: Any) -> None:
         super().__init__(url, **options)
-        self._http = httpx.Client(mounts=DIRECT)
+        self.http = httpx.Client(mounts=DIRECT)
 
     def __enter__(self) -> Client:
         return self
@@ -156,18 +193,30 @@ class Client(_Client):
 
     def close(self) -> None:
         """Ends the connections."""
-        self._http.close()
+        self.http.close()
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, part: str = "") -> Any:
         attempts, request = self._attempts(), self._request(method, path, body)
         while True:
             response = None
             try:
-                response = self._http.request(**request, timeout=attempts.remaining)
+                response = self.http.request(**request, timeout=attempts.remaining)
                 return self._answer(response, part)
             except (httpx.TransportError, errors.ForcegateError) as failure:
                 error = self._typed(failure)
             time.sleep(self._pause(error, attempts, response))
+
+    def wait(self, task: str, timeout: float = 86_400.0, on_progress: Callable[[dict[str, Any]], None] | None = None) -> Any:
+        """The result of a task as soon as there is one, or its error; ``on_progress`` is given the task at each look.
+
+        Raises:
+            DeadlineExceeded: it is not final after ``timeout`` seconds; it goes on.
+        """
+        return task_client.wait_sync(self, task, timeout, on_progress)
+
+    def events(self, task: str) -> Iterator[dict[str, Any]]:
+        """Everything that happens to a task, from its beginning until it is final: ``{"number", "event", "time", ...}``."""
+        return task_client.events_sync(self, task)
 
 
 class AsyncClient(_Client):
@@ -175,7 +224,7 @@ class AsyncClient(_Client):
 
     def __init__(self, url: str | None = None, **options: Any) -> None:
         super().__init__(url, **options)
-        self._http = httpx.AsyncClient(mounts=DIRECT)
+        self.http = httpx.AsyncClient(mounts=DIRECT)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -185,18 +234,26 @@ class AsyncClient(_Client):
 
     async def close(self) -> None:
         """Ends the connections."""
-        await self._http.aclose()
+        await self.http.aclose()
 
     async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, part: str = "") -> Any:
         attempts, request = self._attempts(), self._request(method, path, body)
         while True:
             response = None
             try:
-                response = await self._http.request(**request, timeout=attempts.remaining)
+                response = await self.http.request(**request, timeout=attempts.remaining)
                 return self._answer(response, part)
             except (httpx.TransportError, errors.ForcegateError) as failure:
                 error = self._typed(failure)
             await asyncio.sleep(self._pause(error, attempts, response))
+
+    async def wait(self, task: str, timeout: float = 86_400.0, on_progress: Callable[[dict[str, Any]], None] | None = None) -> Any:
+        """See ``Client.wait``."""
+        return await task_client.wait_async(self, task, timeout, on_progress)
+
+    def events(self, task: str) -> AsyncIterator[dict[str, Any]]:
+        """See ``Client.events``; for ``async for``."""
+        return task_client.events_async(self, task)
 
 
 def mapping(atoms: AnyStructure) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ForcegateError(Exception):
@@ -228,6 +228,13 @@ class Conflict(ForcegateError):
     default_hint = "Look at what is there, or choose another key."
 
 
+class TaskNotFinished(Conflict):
+    """The task has no result yet, or none any more to come."""
+
+    code = "task_not_finished"
+    default_hint = "Wait for its end: GET /api/v1/tasks/{id} or its events tell of it. A task that was cancelled can be retried."
+
+
 class CheckpointMissing(ForcegateError):
     """The variant's checkpoint file is not where it should be."""
 
@@ -289,6 +296,21 @@ class DeadlineExceeded(ForcegateError):
     default_hint = "Allow more time, or send fewer or smaller structures."
 
 
+class TaskContinues(ForcegateError):
+    """The answer did not come in the time that a request may take; the task goes on in the queue. ``task_id`` names it."""
+
+    code, status = "task_continues", 504
+    default_hint = "Ask for the task instead of sending the request again: GET /api/v1/tasks/{id}/result."
+
+    def __init__(self, detail: str, hint: str | None = None, task_id: str = "") -> None:
+        super().__init__(detail, hint)
+        self.task_id = task_id
+
+    def as_dict(self) -> dict[str, object]:
+        """The body of a REST error answer, with the id of the task."""
+        return super().as_dict() | ({"task_id": self.task_id} if self.task_id else {})
+
+
 class Cancelled(ForcegateError):
     """The caller went away before the answer."""
 
@@ -311,6 +333,19 @@ def _tree(base: type[ForcegateError]) -> dict[str, type[ForcegateError]]:
 
 BY_CODE: dict[str, type[ForcegateError]] = _tree(ForcegateError)
 """Every error class by its code."""
+
+
+def from_mapping(body: Mapping[str, Any]) -> ForcegateError | None:
+    """The error that ``as_dict`` made ``body`` of, or None where its code is not known here."""
+    kind = BY_CODE.get(str(body.get("code")))
+    if kind is None:
+        return None
+    error = kind(str(body.get("detail", "")), str(body.get("hint", "")))
+    for name in ("points", "task_id"):
+        if name in body and hasattr(error, name):
+            setattr(error, name, body[name])
+    return error
+
 
 # One line: Triton adds a traceback of its own after what a model said while it was loading.
 _WIRE = re.compile(r"(?P<code>[a-z_]+): (?P<detail>.*?)(?: \| hint: (?P<hint>.*?))?;?$", re.MULTILINE)

@@ -13,11 +13,14 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from forcegate.errors import BodyTooLarge, DeadlineExceeded, ForcegateError, InvalidRequest
-from frontend.requests import Batch, Calculation, Limits, MediaType, MultiModel, SinglePoint, decode
+from frontend.requests import TASK, Batch, Calculation, Limits, MediaType, MultiModel, SinglePoint, decode
+from frontend.tasks.submission import Submission
 from frontend.telemetry import Call
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
+
+Record = SinglePoint | Batch | MultiModel | Submission
 
 INLINE: Final = 16_384
 """Bodies up to this many bytes, about 250 atoms, are decoded where they are; it takes less than half a millisecond."""
@@ -46,13 +49,13 @@ class Decoder:
         self.running: set[Process] = set()
         """The processes there are now."""
 
-    async def decode(self, calculation: Calculation, body: bytes, media: MediaType, call: Call) -> SinglePoint | Batch | MultiModel:
+    async def decode(self, calculation: Calculation | str, body: bytes, media: MediaType, call: Call) -> Record:
         """The typed record of a body; see ``frontend.requests.decode`` for the errors.
 
         Raises:
             DeadlineExceeded: it took longer than the request has.
         """
-        inline = INLINE_BATCH if calculation == "batch" else INLINE
+        inline = INLINE_BATCH if calculation in ("batch", f"{TASK}batch") else INLINE
         if len(body) <= inline and b'"text"' not in body and b"\xa4text" not in body:
             return decode(calculation, body, media, self._limits)
         try:
@@ -77,7 +80,7 @@ class Decoder:
         for process in list(self.running):
             await self._end(process)
 
-    async def _in_process(self, calculation: Calculation, body: bytes, media: MediaType) -> SinglePoint | Batch | MultiModel:
+    async def _in_process(self, calculation: Calculation | str, body: bytes, media: MediaType) -> Record:
         process = await self._free.get()
         returned: Process | None = None
         try:
@@ -97,7 +100,7 @@ class Decoder:
                 await asyncio.shield(self._end(process))
         if isinstance(outcome, ForcegateError):
             raise outcome
-        if isinstance(outcome, SinglePoint | Batch | MultiModel):
+        if isinstance(outcome, Record):
             return outcome
         raise InvalidRequest("The body cannot be read.")
 

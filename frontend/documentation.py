@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from forcegate.errors import BY_CODE, ForcegateError
-from frontend import schemas
+from frontend import schemas, task_schemas
 from frontend.bodies import JSON, MSGPACK
 from frontend.requests import Calculation
 
@@ -53,7 +53,12 @@ _REQUESTS: Final[dict[Calculation, tuple[type[BaseModel], type[BaseModel], dict[
         {"two models": {"model_names": ["sevennet-0", "chgnet-0.3.0"], "task": "single_point", "atoms": ROCK_SALT}},
     ),
 }
-_TIMEOUT: Final = {
+_QUEUED: Final[dict[Calculation, tuple[type[BaseModel], ...]]] = {
+    "batch": (task_schemas.BatchTaskAnswer,),
+    "multi_model": (task_schemas.MultiModelTaskAnswer,),
+}
+"""The answers of anything but single points."""
+TIMEOUT: Final = {
     "name": "X-Forcegate-Timeout",
     "in": "header",
     "required": False,
@@ -67,32 +72,32 @@ _NAME: Final = {
     "description": "Name or alias of a model.",
     "schema": {"type": "string", "minLength": 1},
 }
-_CONFLICT: Final = "The model cannot be loaded as things are."
+_CONFLICT: Final = "The model cannot be loaded as things are, or what is asked for does not fit what is there."
 _MEANING: Final = {
     400: "The body or a header cannot be read.",
-    404: "There is no such model.",
+    404: "There is no such model, or task.",
     409: _CONFLICT,
     413: "The body or a structure is too large.",
     422: "The structure cannot be understood, or the model refuses it.",
     429: "More work is in flight than the service accepts; see Retry-After.",
     503: "The model or the inference server does not answer at the moment; see Retry-After.",
-    504: "There was no answer before the deadline.",
+    504: "There was no answer before the deadline; a task that goes on is named.",
 }
 
 
 def calculation(name: Calculation) -> dict[str, Any]:
     """The documentation of one calculation, as keyword arguments of its route."""
     request, answer, examples = _REQUESTS[name]
-    body: dict[str, Any] = {"schema": _reference(request)}
+    body: dict[str, Any] = {"schema": reference(request)}
     return {
         "response_model": None,
-        "responses": {200: _answers(answer, "The answer.")} | errors(400, 404, 409, 413, 422, 429, 503, 504),
+        "responses": {200: answers(answer, "The answer.", *_QUEUED.get(name, ()))} | errors(400, 404, 409, 413, 422, 429, 503, 504),
         "openapi_extra": {
             "requestBody": {
                 "required": True,
                 "content": {JSON: body | {"examples": {key: {"value": value} for key, value in examples.items()}}, MSGPACK: body},
             },
-            "parameters": [_TIMEOUT],
+            "parameters": [TIMEOUT],
         },
     }
 
@@ -106,14 +111,14 @@ def page(
     body: type[BaseModel] | None = None,
 ) -> dict[str, Any]:
     """The documentation of an operation that needs no body, as keyword arguments of its route; ``body`` may be sent."""
-    parameters = ([_NAME] if named else []) + ([_TIMEOUT] if timed else [])
+    parameters = ([_NAME] if named else []) + ([TIMEOUT] if timed else [])
     extra: dict[str, Any] = {"parameters": parameters} if parameters else {}
     if body is not None:
-        schema = {"schema": _reference(body)}
+        schema = {"schema": reference(body)}
         extra["requestBody"] = {"required": False, "content": {JSON: schema, MSGPACK: schema}}
     return {
         "response_model": None,
-        "responses": {200: _answers(answer, description)} | errors(*statuses),
+        "responses": {200: answers(answer, description)} | errors(*statuses),
         "openapi_extra": extra or None,
     }
 
@@ -123,7 +128,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     documented: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
         codes = sorted(code for code, kind in BY_CODE.items() if kind.status == status and kind is not ForcegateError)
-        documented[status] = _answers(schemas.Error, f"{_MEANING[status]} Codes: {', '.join(f'`{code}`' for code in codes)}.")
+        documented[status] = answers(schemas.Error, f"{_MEANING[status]} Codes: {', '.join(f'`{code}`' for code in codes)}.")
         if status in (429, 503):
             documented[status]["headers"] = {
                 "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}}
@@ -136,6 +141,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     used = [
         kind for kind in vars(schemas).values() if isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not BaseModel
     ]
+    used += task_schemas.all_of_them()
     _, definitions = models_json_schema([(kind, "validation") for kind in used], ref_template="#/components/schemas/{model}")
     document.setdefault("components", {})["schemas"] = dict(sorted(definitions["$defs"].items()))
     identifier = {"description": "The request's id.", "schema": {"type": "string"}}
@@ -146,12 +152,14 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _answers(kind: type[BaseModel], description: str) -> dict[str, Any]:
-    schema = {"schema": _reference(kind)}
+def answers(kind: type[BaseModel], description: str, *others: type[BaseModel]) -> dict[str, Any]:
+    """The documentation of one answer, which may have one of several shapes."""
+    schema = {"schema": {"anyOf": [reference(each) for each in (kind, *others)]} if others else reference(kind)}
     return {"description": description, "content": {JSON: schema, MSGPACK: schema}}
 
 
-def _reference(kind: type[BaseModel]) -> dict[str, str]:
+def reference(kind: type[BaseModel]) -> dict[str, str]:
+    """A reference to a schema that ``complete`` adds."""
     return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgpack
 import numpy as np
@@ -21,10 +21,15 @@ from forcegate.dispersion import CHOICES
 from forcegate.errors import ForcegateError, InvalidRequest, InvalidStructure, StructureTooLarge
 from forcegate.structure import Structure, from_mapping
 
+if TYPE_CHECKING:
+    from frontend.tasks.submission import Submission
+
 logger = logging.getLogger(__name__)
 
 MediaType = Literal["json", "msgpack"]
 Calculation = Literal["single_point", "batch", "multi_model"]
+TASK = "task:"
+"""Before the name of a kind of task, where a body is one for the queue."""
 
 MAX_MODELS = 16
 """Models that one comparison may name."""
@@ -82,8 +87,10 @@ class MultiModel:
     structure: Structure
 
 
-def decode(calculation: Calculation, body: bytes, media: MediaType, limits: Limits) -> SinglePoint | Batch | MultiModel:
-    """The typed record of one body.
+def decode(
+    calculation: Calculation | str, body: bytes, media: MediaType, limits: Limits
+) -> SinglePoint | Batch | MultiModel | Submission:
+    """The typed record of one body; a batch or a comparison of anything but single points is for the queue.
 
     Raises:
         InvalidRequest: the body cannot be read, a field is missing or of a wrong type.
@@ -92,9 +99,13 @@ def decode(calculation: Calculation, body: bytes, media: MediaType, limits: Limi
     """
     data = loads(body, media)
     if not isinstance(data, Mapping):
-        raise InvalidRequest(f"The body has to be an object, and it is {_kind(data)}.")
+        raise InvalidRequest(f"The body has to be an object, and it is {kind_of(data)}.")
     if calculation == "single_point":
         return _single_point(data, limits)
+    if calculation.startswith(TASK) or data.get("task", "single_point") not in ("single_point", "single-point"):
+        from frontend.tasks import submission  # which is built upon this module
+
+        return submission.read(calculation.removeprefix(TASK).replace("_", "-"), data, limits)
     return _batch(data, limits) if calculation == "batch" else _multi_model(data, limits)
 
 
@@ -106,10 +117,10 @@ def load_dtype(body: bytes, media: MediaType) -> str:
     """
     data = loads(body, media) if body else {}
     if not isinstance(data, Mapping):
-        raise InvalidRequest(f"The body has to be an object, and it is {_kind(data)}.")
+        raise InvalidRequest(f"The body has to be an object, and it is {kind_of(data)}.")
     dtype = data.get("dtype") or ""
     if not isinstance(dtype, str):
-        raise InvalidRequest(f"`dtype` has to be a string, and it is {_kind(dtype)}.")
+        raise InvalidRequest(f"`dtype` has to be a string, and it is {kind_of(dtype)}.")
     return dtype
 
 
@@ -129,24 +140,24 @@ def loads(body: bytes, media: MediaType) -> Any:
         except orjson.JSONDecodeError:
             if b"NaN" in body or b"Infinity" in body:
                 # Python's own encoder writes NaN as a bare word. It is read here, so that the structure is refused by name.
-                return _cleaned(json.loads(body))
+                return cleaned_values(json.loads(body))
             raise
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
     except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise InvalidRequest(f"The body is not {media}: {_clean(str(error) or type(error).__name__)[:200]}.") from None
+        raise InvalidRequest(f"The body is not {media}: {cleaned(str(error) or type(error).__name__)[:200]}.") from None
 
 
 def _single_point(data: Mapping[str, Any], limits: Limits) -> SinglePoint:
-    model = _text(data, "model_name")
-    return SinglePoint(model, _options(data), read_structure(_required(data, "atoms"), limits))
+    model = text(data, "model_name")
+    return SinglePoint(model, _options(data), read_structure(required(data, "atoms"), limits))
 
 
 def _batch(data: Mapping[str, Any], limits: Limits) -> Batch:
-    model, options = _text(data, "model_name"), _options(data)
-    entries = _required(data, "atoms")
+    model, options = text(data, "model_name"), _options(data)
+    entries = required(data, "atoms")
     if isinstance(entries, str | bytes | Mapping) or not isinstance(entries, Sequence):
-        raise InvalidRequest(f"`atoms` has to be a list of structures, and it is {_kind(entries)}.")
+        raise InvalidRequest(f"`atoms` has to be a list of structures, and it is {kind_of(entries)}.")
     if not entries:
         raise InvalidRequest("`atoms` is empty.", "Send at least one structure.")
     if len(entries) > limits.max_batch:
@@ -164,7 +175,7 @@ def _batch(data: Mapping[str, Any], limits: Limits) -> Batch:
 
 
 def _multi_model(data: Mapping[str, Any], limits: Limits) -> MultiModel:
-    names = _required(data, "model_names")
+    names = required(data, "model_names")
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise InvalidRequest("`model_names` has to be a list of model names.")
     if not names or len(names) > MAX_MODELS:
@@ -176,7 +187,7 @@ def _multi_model(data: Mapping[str, Any], limits: Limits) -> MultiModel:
     if parameters is None:
         parameters = {}
     if not isinstance(parameters, Mapping):
-        raise InvalidRequest(f"`task_params` has to be an object, and it is {_kind(parameters)}.")
+        raise InvalidRequest(f"`task_params` has to be an object, and it is {kind_of(parameters)}.")
     heads = parameters.get("heads")
     if heads is not None and not (
         isinstance(heads, Mapping) and all(isinstance(key, str) and isinstance(value, str) for key, value in heads.items())
@@ -188,7 +199,7 @@ def _multi_model(data: Mapping[str, Any], limits: Limits) -> MultiModel:
         options=_options(parameters),
         heads=dict(heads or {}),
         align=_flag(parameters, "align", True),
-        structure=read_structure(_required(data, "atoms"), limits),
+        structure=read_structure(required(data, "atoms"), limits),
     )
 
 
@@ -204,7 +215,7 @@ def read_structure(entry: Any, limits: Limits) -> Structure:
     try:
         structure = from_mapping(entry)
     except ForcegateError as error:
-        error.detail, error.hint = _clean(error.detail), _clean(error.hint)
+        error.detail, error.hint = cleaned(error.detail), cleaned(error.hint)
         raise
     except (ValueError, TypeError, OverflowError, ArithmeticError, LookupError, RecursionError) as error:
         logger.warning("A structure broke the parser: %s", type(error).__name__)
@@ -221,7 +232,7 @@ def _check_atoms(entry: Mapping[str, Any], limits: Limits) -> None:
     symbols, numbers, positions = entry.get("symbols"), entry.get("numbers"), entry.get("positions")
     for name, value in (("symbols", symbols), ("numbers", numbers), ("positions", positions)):
         if value is not None and not isinstance(value, list | tuple | np.ndarray):
-            raise InvalidStructure(f"`{name}` has to be a list, and it is {_kind(value)}.", "")
+            raise InvalidStructure(f"`{name}` has to be a list, and it is {kind_of(value)}.", "")
         if value is not None:
             _check_size(len(value), limits)
     if numbers is not None:
@@ -233,7 +244,7 @@ def _check_atoms(entry: Mapping[str, Any], limits: Limits) -> None:
     cell = entry.get("cell")
     if cell is not None:
         if not isinstance(cell, list | tuple):
-            raise InvalidStructure(f"`cell` has to be a list, and it is {_kind(cell)}.", "Three rows of three numbers, in A.")
+            raise InvalidStructure(f"`cell` has to be a list, and it is {kind_of(cell)}.", "Three rows of three numbers, in A.")
         if cell and isinstance(cell[0], list | tuple):
             _check_rows(cell, "cell")
         else:
@@ -242,7 +253,7 @@ def _check_atoms(entry: Mapping[str, Any], limits: Limits) -> None:
         _check_numbers([entry.get(name)], name, _NUMBERS)
     info = entry.get("info")
     if info is not None and not isinstance(info, Mapping):
-        raise InvalidStructure(f"`info` has to be an object, and it is {_kind(info)}.", "")
+        raise InvalidStructure(f"`info` has to be an object, and it is {kind_of(info)}.", "")
     structure_spin = entry.get("spin")
     if isinstance(structure_spin, float) and not structure_spin.is_integer():
         raise InvalidStructure("`spin` has to be the multiplicity 2S+1: 1, 2, 3 ..., or 0 for the model's default.", "")
@@ -277,7 +288,7 @@ def _options(data: Mapping[str, Any]) -> Options:
         dispersion = "d3bj"
     head = data.get("head")
     if head is not None and not isinstance(head, str):
-        raise InvalidRequest(f"`head` has to be the name of a head, and it is {_kind(head)}.")
+        raise InvalidRequest(f"`head` has to be the name of a head, and it is {kind_of(head)}.")
     return Options(
         forces=_flag(data, "compute_forces", True),
         stress=_flag(data, "compute_stress", True),
@@ -286,27 +297,27 @@ def _options(data: Mapping[str, Any]) -> Options:
     )
 
 
-def _required(data: Mapping[str, Any], name: str) -> Any:
+def required(data: Mapping[str, Any], name: str) -> Any:
     if data.get(name) is None:
         raise InvalidRequest(f"`{name}` is missing.")
     return data[name]
 
 
-def _text(data: Mapping[str, Any], name: str) -> str:
-    value = _required(data, name)
+def text(data: Mapping[str, Any], name: str) -> str:
+    value = required(data, name)
     if not isinstance(value, str):
-        raise InvalidRequest(f"`{name}` has to be a text, and it is {_kind(value)}.")
+        raise InvalidRequest(f"`{name}` has to be a text, and it is {kind_of(value)}.")
     return value[:_NAME_LENGTH]
 
 
 def _flag(data: Mapping[str, Any], name: str, default: bool) -> bool:
     value = data.get(name, default)
     if not isinstance(value, bool):
-        raise InvalidRequest(f"`{name}` has to be true or false, and it is {_kind(value)}.")
+        raise InvalidRequest(f"`{name}` has to be true or false, and it is {kind_of(value)}.")
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     return _kind_of_type(type(value))
 
 
@@ -315,17 +326,17 @@ def _kind_of_type(kind: type) -> str:
     return cast(str, words.get(kind, "null" if kind is type(None) else "a list" if kind in (list, tuple) else "something else"))
 
 
-def _cleaned(value: Any) -> Any:
+def cleaned_values(value: Any) -> Any:
     """``value`` with every text in it as valid Unicode; other readers than Python's own refuse what is not."""
     if isinstance(value, str):
-        return _clean(value)
+        return cleaned(value)
     if isinstance(value, list):
-        return [_cleaned(entry) if type(entry) in _HOLD_TEXT else entry for entry in value]
+        return [cleaned_values(entry) if type(entry) in _HOLD_TEXT else entry for entry in value]
     if isinstance(value, dict):
-        return {_clean(key): _cleaned(entry) for key, entry in value.items()}
+        return {cleaned(key): cleaned_values(entry) for key, entry in value.items()}
     return value
 
 
-def _clean(text: str) -> str:
+def cleaned(text: str) -> str:
     """``text`` as valid Unicode: a lone surrogate, which JSON can carry, cannot be written out again."""
     return text.encode("utf-8", "replace").decode("utf-8")

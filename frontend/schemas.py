@@ -15,6 +15,7 @@ from forcegate.dispersion import CHOICES
 from forcegate.errors import BY_CODE
 from forcegate.structure import MAX_ATOMIC_NUMBER, TEXT_FORMATS
 from frontend.requests import MAX_MODELS
+from frontend.tasks.kinds import CALCULATIONS
 
 Symbol = Annotated[str, WithJsonSchema({"type": "string", "enum": chemical_symbols[1 : MAX_ATOMIC_NUMBER + 1]})]
 Number = Annotated[int, Field(ge=1, le=MAX_ATOMIC_NUMBER)]
@@ -44,6 +45,8 @@ class Error(BaseModel):
     code: Annotated[str, words(sorted(BY_CODE))] = Field(description="The kind of error, for programs.")
     retryable: bool = Field(description="Whether the same request can succeed later.")
     hint: str = Field(description="What to do next.")
+    points: dict[str, list[float]] = Field({}, description="Of `fit_failed`: what was to be fitted, by name.")
+    task_id: str = Field("", description="Of `task_continues`: the task that goes on.")
 
 
 class Atoms(BaseModel):
@@ -91,6 +94,9 @@ class Options(BaseModel):
     use_d3: bool = Field(False, description='The same as `"dispersion": "d3bj"`.')
 
 
+Task = Annotated[str, words([name.replace("-", "_") for name in CALCULATIONS])]
+
+
 class SinglePointRequest(Options):
     """One structure for one model."""
 
@@ -103,6 +109,8 @@ class BatchRequest(Options):
 
     model_name: str = Field(description="Name or alias of a model of GET /api/v1/models.")
     atoms: list[AnyAtoms] = Field(description="The structures.", min_length=1)
+    task: Task = Field("single_point", description="The calculation; anything but `single_point` goes through the queue.")
+    task_params: dict[str, Any] | None = Field(None, description="Its parameters, as in a request for one structure.")
 
 
 class MultiModelParameters(Options):
@@ -116,8 +124,10 @@ class MultiModelRequest(BaseModel):
     """One structure for several models."""
 
     model_names: list[str] = Field(description="Names or aliases, each model once.", min_length=1, max_length=MAX_MODELS)
-    task: str = Field("single_point", description="The calculation to compare; `single_point` is served.")
-    task_params: MultiModelParameters | None = Field(None, description="Options of the task.")
+    task: Task = Field(
+        "single_point", description="The calculation to compare; anything but `single_point` goes through the queue."
+    )
+    task_params: MultiModelParameters | None = Field(None, description="Options of the task, as in a request for one model.")
     atoms: AnyAtoms
 
 

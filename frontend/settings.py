@@ -52,6 +52,12 @@ class Settings(BaseSettings):
         "packages and device, and the golden structures on each load.",
     )
     deadline_seconds: float = Field(60.0, gt=0, description="Time within which a REST request is answered, retries included.")
+    sync_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="Time that POST /api/v1/optimization and the other calculations of the queue wait for their answer; after it "
+        "they answer 504 with the id of the task, which goes on.",
+    )
     watchdog_seconds: float = Field(
         60.0,
         gt=0,

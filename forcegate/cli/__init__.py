@@ -21,6 +21,7 @@ from forcegate.cli.md import md
 from forcegate.cli.models import models
 from forcegate.cli.phonons import phonons
 from forcegate.cli.relax import relax
+from forcegate.cli.tasks import tasks
 from forcegate.cli.terminal import exit_code, report
 from forcegate.errors import ForcegateError
 
@@ -49,6 +50,7 @@ def application() -> typer.Typer:
         app.command()(command)
     for calculation in (md, bulk_modulus, phonons, elasticity, interaction):
         app.command()(calculation)
+    app.add_typer(tasks, name="tasks")
     return app
 
 

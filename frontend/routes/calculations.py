@@ -15,7 +15,9 @@ from frontend import calculations
 from frontend.bodies import ClientDisconnect, answer, media_type, read_body
 from frontend.documentation import calculation
 from frontend.requests import Calculation
+from frontend.routes.submitting import waited
 from frontend.service import Service, call_of, service_of
+from frontend.tasks.submission import Submission
 from frontend.telemetry import Call
 
 TIMEOUT_HEADER: Final = "x-forcegate-timeout"
@@ -68,9 +70,13 @@ async def _calculate(
     media = media_type(request.scope)
     try:
         body = await read_body(request, call, service.admission, service.body_limit)
-        with _Watch(request, call):
+        with Watch(request, call):
             task = await service.decoder.decode(name, body, media, call)
             del body
+            if isinstance(task, Submission):
+                # Anything but single points goes through the queue, which has more time.
+                call.allow(timeout(request, service.settings.sync_seconds))
+                return await waited(request, service, call, task)
             result = await calculate(service, task, call)
             return await answer(result, call)
     except ClientDisconnect:
@@ -96,7 +102,7 @@ def timeout(request: Request, default: float) -> float:
     return seconds
 
 
-class _Watch:
+class Watch:
     """Cancels the work when the caller goes away; the cancelled gRPC call tells the model not to begin."""
 
     def __init__(self, request: Request, call: Call) -> None:

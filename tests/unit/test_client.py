@@ -40,7 +40,7 @@ class Script:
 
     def client(self, **options: Any) -> Client:
         client = Client("http://gateway", **options)
-        client._http = httpx.Client(transport=httpx.MockTransport(self))
+        client.http = httpx.Client(transport=httpx.MockTransport(self))
         return client
 
 
@@ -161,7 +161,7 @@ def test_asynchronous_calls_run_side_by_side() -> None:
 
     async def work() -> list[Any]:
         async with AsyncClient("http://gateway") as client:
-            client._http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+            client.http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
             return await asyncio.gather(*(client.single_point(Atoms("Ar"), "m") for _ in range(8)))
 
     assert asyncio.run(work()) == [{"energy": 1.0}] * 8
@@ -173,7 +173,7 @@ def test_asynchronous_retries_and_errors() -> None:
 
     async def work() -> None:
         async with AsyncClient("http://gateway") as client:
-            client._http = httpx.AsyncClient(transport=httpx.MockTransport(script))
+            client.http = httpx.AsyncClient(transport=httpx.MockTransport(script))
             await client.multi_model(Atoms("Ar"), ["a", "b"], heads={"a": "x"})
 
     with pytest.raises(errors.UnknownHead):

@@ -102,7 +102,7 @@ def test_every_error_has_one_form(play: Callable[..., None]) -> None:
         is_error(await gateway.post("/api/v1/single_point", json=SINGLE | {"dispersion": "d4"}), 400, "invalid_request")
         is_error(await gateway.post("/api/v1/single_point", json=SINGLE), 503, "model_not_ready")
         is_error(
-            await gateway.post("/api/v1/multi_model", json={"model_names": ["chgnet"], "task": "optimization", "atoms": ARGON}),
+            await gateway.post("/api/v1/multi_model", json={"model_names": ["chgnet"], "task": "dance", "atoms": ARGON}),
             422,
             "unsupported_task",
         )

@@ -1,0 +1,148 @@
+"""What a submission asks of the models, checked and resolved before anything is queued."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from forcefields.catalogue import Variant
+from forcegate.dispersion import correction
+from forcegate.errors import (
+    ChargeNotSupported,
+    ForcegateError,
+    InvalidRequest,
+    ModelNotReady,
+    SpinNotSupported,
+    UnknownHead,
+    UnknownModel,
+    UnsupportedElement,
+)
+from forcegate.structure import Structure
+from frontend.tasks.submission import Submission
+from frontend.triton.directory import LOADING, Directory
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A submission as it is queued: its parameters complete, JSON, and the canonical names of its models."""
+
+    parameters: dict[str, Any]
+    models: tuple[str, ...]
+
+
+def resolve(directory: Directory, submission: Submission) -> Resolved:
+    """Gives a submission its models.
+
+    Raises:
+        UnknownModel, UnknownHead, DispersionNotSupported: of a kind with one model.
+        UnsupportedElement, ChargeNotSupported, SpinNotSupported: likewise; of a batch, where no structure is left.
+        ModelNotReady, CheckpointMissing, CheckpointMismatch, GateFailed, EnvironmentBroken: a model cannot be asked, nor is it
+            on its way back.
+        InvalidRequest: a model is named twice.
+    """
+    if submission.kind == "multi-model":
+        return _several(directory, submission)
+    (name,) = submission.models
+    level = _level(directory, name, submission.heads[name], submission.dispersion)
+    parameters = submission.parameters | level
+    variant = directory.entry(name).variant
+    if submission.guest is not None:
+        check_structure(variant, level["head"], submission.guest)
+    if submission.kind != "batch":
+        check_structure(variant, level["head"], submission.structures[0])
+        return Resolved(parameters, (variant.name,))
+    structures = list(submission.parameters["structures"])
+    for index, structure in submission.structures.items():
+        try:
+            check_structure(variant, level["head"], structure)
+        except ForcegateError as error:
+            structures[index] = {"error": error.as_dict()}
+    return Resolved(parameters | {"structures": structures}, (variant.name,))
+
+
+def check_structure(variant: Variant, head: str | None, structure: Structure) -> None:
+    """Checks that a model was made for ``structure``; its own process looks again.
+
+    Raises:
+        UnsupportedElement: it does not know one of the elements.
+        ChargeNotSupported, SpinNotSupported: it would ignore what is given.
+    """
+    unknown = sorted(set(np.unique(structure.numbers).tolist()) - set(variant.elements))
+    if unknown:
+        names = ", ".join(chemical_symbols[number] for number in unknown)
+        raise UnsupportedElement(f"The model {variant.name!r} does not know {names}.")
+    used = head or variant.default_head
+    if structure.charge and not variant.knows_charge(used):
+        raise ChargeNotSupported(f"The model {variant.name!r} would ignore the charge.")
+    if structure.spin and not variant.knows_spin(used):
+        raise SpinNotSupported(f"The model {variant.name!r} would ignore the spin multiplicity.")
+
+
+def _several(directory: Directory, submission: Submission) -> Resolved:
+    """A model that cannot be asked has its error in its place, and the others are asked; where none can be, that is an error."""
+    entries: list[dict[str, Any]] = []
+    outside: dict[str, list[int]] = {}
+    failures: list[ForcegateError] = []
+    seen: dict[str, str] = {}
+    structure = submission.structures[0]
+    for name in submission.models:
+        canonical = _canonical(directory, name)
+        if canonical in seen:
+            raise InvalidRequest(f"`model_names` names {canonical[:60]!r} twice ({seen[canonical][:60]!r} and {name[:60]!r}).", "")
+        seen[canonical] = name
+        try:
+            variant = directory.entry(name).variant
+            outside[name] = sorted(set(np.unique(structure.numbers).tolist()) - set(variant.elements))
+            level = _level(directory, name, submission.heads[name], submission.dispersion)
+            for each in (structure, submission.guest):
+                if each is not None:
+                    check_structure(variant, level["head"], each)
+            entries.append({"name": name, "error": None} | level)
+        except ForcegateError as error:
+            failures.append(error)
+            entries.append({"name": name, "error": error.as_dict(), "model": canonical, "head": None, "dispersion": "none"})
+    if len(failures) == len(entries):
+        raise failures[0]
+    parameters = submission.parameters | {
+        "models": entries,
+        "outside": outside,
+        "elements_outside": {name: [chemical_symbols[number] for number in numbers] for name, numbers in outside.items()},
+    }
+    return Resolved(parameters, tuple(entry["model"] for entry in entries if entry["error"] is None))
+
+
+def _level(directory: Directory, name: str, head: str, dispersion: str) -> dict[str, Any]:
+    """Canonical name, head and dispersion of one model, as they are queued."""
+    entry = directory.entry(name)
+    _require_ready(directory, name)
+    variant = entry.variant
+    if head and head not in variant.heads:
+        known = ", ".join(variant.heads)
+        raise UnknownHead(
+            f"The model {variant.name!r} has no head {head[:60]!r}.",
+            f"Its heads are: {known}." if known else "It has a single one: leave `head` out.",
+        )
+    used = head or variant.default_head
+    added = correction(variant.name, variant.dispersion_of(used), variant.functional_of(used), dispersion)
+    if added is not None:
+        _require_ready(directory, added)
+    return {"model": variant.name, "head": head or None, "dispersion": dispersion}
+
+
+def _require_ready(directory: Directory, name: str) -> None:
+    """Refuses a model that nobody loads; a task can wait for one that is being loaded or brought back."""
+    try:
+        directory.facts(name)
+    except ModelNotReady:
+        if directory.entry(name).state != LOADING:
+            raise
+
+
+def _canonical(directory: Directory, name: str) -> str:
+    try:
+        return directory.entry(name).variant.name
+    except UnknownModel:
+        return name
