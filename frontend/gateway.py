@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -29,9 +30,14 @@ def main() -> int:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from frontend.app import create_app
 
+    app = create_app(values)
+    # What is there now stays for ever, and need not be looked through for garbage again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(values),
+            app,
             host=values.host,
             port=values.port,
             loop="uvloop",
