@@ -35,6 +35,7 @@ SECTIONS = (
     "poisson",
     "relaxations",
     "gateway",
+    "gateways",
     "gpu",
     "soak",
 )
