@@ -1,8 +1,8 @@
 """Arrays in msgpack as their own bytes, in the form that the package msgpack-numpy writes and reads.
 
-An array is the map ``{"nd": true, "type": "<f8", "kind": "", "shape": [N, 3], "data": bytes}``, its keys bytes (as msgpack-numpy has
-them) or texts: ``data`` holds the elements in the order of C, ``type`` is numpy's name of their type. Nothing else of msgpack-numpy is
-read here: no objects, which it would unpickle, no records, no scalars.
+An array is the map ``{"nd": true, "type": "<f8", "kind": "", "shape": [N, 3], "data": bytes}``, its keys bytes (as msgpack-numpy
+has them) or texts: ``data`` holds the elements in the order of C, ``type`` is numpy's name of their type. Nothing else of
+msgpack-numpy is read here: no objects, which it would unpickle, no records, no scalars.
 """
 
 from __future__ import annotations

@@ -149,8 +149,8 @@ class Client(_Client):
         url: address of the gateway; ``FORCEGATE_URL``, else ``http://127.0.0.1:8000``.
         timeout: seconds for one call, retries included.
         connect_timeout: seconds to wait for a gateway that has never answered this client.
-        encoding: ``json``, or ``msgpack`` where that package is installed; quicker for large structures, since arrays travel as their
-            bytes: forces, stress and further outputs are then numpy arrays in the answers.
+        encoding: ``json``, or ``msgpack`` where that package is installed; quicker for large structures, since arrays travel as
+            their bytes: forces, stress and further outputs are then numpy arrays in the answers.
         headers: sent with every request.
     """
 

@@ -134,7 +134,7 @@ def wants_arrays(accept: str) -> bool:
 
 
 def encode(value: Any, msgpacked: bool, raw: bool = False) -> bytes:
-    """An answer as bytes; ``Shared`` parts are put in. Arrays become lists, or in msgpack their bytes where they are wanted ``raw``."""
+    """An answer as bytes; ``Shared`` parts are put in. Arrays become lists, or their bytes in msgpack where ``raw``."""
     if msgpacked:
         return cast(bytes, msgpack.packb(value, default=_raw if raw else _plain))
     return orjson.dumps(value, default=_json_default, option=_OPTIONS)
