@@ -36,6 +36,7 @@ SECTIONS = (
     "relaxations",
     "tasks",
     "gateway",
+    "gateways",
     "gpu",
     "soak",
 )

@@ -21,6 +21,8 @@ import tritonclient.grpc.aio as triton_async
 from tritonclient.grpc import InferInput, InferRequestedOutput
 
 from benchmarks.statistics import waits
+from forcegate import arrays
+from forcegate.client import array_mapping
 from forcegate.contract import INPUTS, OUTPUTS
 from forcegate.structure import Structure, to_mapping
 from forcegate.tensors import pack
@@ -33,6 +35,7 @@ Send = Callable[[int], Awaitable[None]]
 Connect = Callable[[int], Awaitable[Send]]
 """What the client of that number sends with."""
 MSGPACK = "application/msgpack"
+ARRAYS = f"{MSGPACK}; {arrays.PARAMETER}"
 JSON = "application/json"
 
 
@@ -86,6 +89,8 @@ def requested() -> list[InferRequestedOutput]:
 
 def body(structure: Structure, model: str, media: str = JSON) -> bytes:
     """The body of ``POST /api/v1/single_point``."""
+    if media == ARRAYS:
+        return bytes(msgpack.packb({"model_name": model, "atoms": array_mapping(structure)}, default=arrays.packed))
     mapping = {"model_name": model, "atoms": to_mapping(structure)}
     return bytes(msgpack.packb(mapping) if media == MSGPACK else orjson.dumps(mapping))
 
@@ -115,7 +120,7 @@ async def over_rest(
 ) -> AsyncIterator[Connect]:
     """HTTP, on one connection for each client; ready bodies, for the same reason."""
     connections: list[Connection] = []
-    decode: Callable[[bytes], Any] = msgpack.unpackb if media == MSGPACK else orjson.loads
+    decode: Callable[[bytes], Any] = {JSON: orjson.loads, MSGPACK: msgpack.unpackb, ARRAYS: _with_arrays}[media]
 
     async def connect(_client: int) -> Send:
         connection = await Connection.open(host, port, media)
@@ -131,6 +136,10 @@ async def over_rest(
     finally:
         for connection in connections:
             connection.close()
+
+
+def _with_arrays(content: bytes) -> Any:
+    return msgpack.unpackb(content, object_hook=arrays.unpack_hook, strict_map_key=False)
 
 
 def grpc_closed_loop(address: str, model: str, structures: Sequence[Structure], clients: int) -> Run:

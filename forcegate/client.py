@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 import httpx
+import numpy as np
 from ase import Atoms
 
-from forcegate import errors, task_client
+from forcegate import arrays, errors, task_client
 from forcegate.retries import Attempts
 from forcegate.structure import Structure, from_atoms, to_mapping
 
@@ -69,19 +70,19 @@ class _Client:
         ``stress`` is None in it unless the structure is periodic in all three directions. ``options`` are further fields of the
         body: ``head``, ``compute_forces``, ``compute_stress``, ``dispersion``.
         """
-        return self.call("POST", "/api/v1/single_point", {"model_name": model, "atoms": mapping(atoms), **options})
+        return self.call("POST", "/api/v1/single_point", {"model_name": model, "atoms": self._atoms(atoms), **options})
 
     def batch(self, structures: Iterable[AnyStructure], model: str, **options: Any) -> Any:
         """A list with one answer, or ``{"error": ...}``, for each structure, in order; ``options`` as of ``single_point``.
 
         For very many structures use ``forcegate.evaluate``, which has no limit.
         """
-        body = {"model_name": model, "atoms": [mapping(structure) for structure in structures], **options}
+        body = {"model_name": model, "atoms": [self._atoms(structure) for structure in structures], **options}
         return self.call("POST", "/api/v1/batch", body, part="results")
 
     def multi_model(self, atoms: AnyStructure, models: Sequence[str], **task_params: Any) -> Any:
         """One structure at several models, with their comparison; ``task_params`` such as ``heads={model: head}``."""
-        body = {"model_names": list(models), "task": "single_point", "task_params": task_params, "atoms": mapping(atoms)}
+        body = {"model_names": list(models), "task": "single_point", "task_params": task_params, "atoms": self._atoms(atoms)}
         return self.call("POST", "/api/v1/multi_model", body)
 
     def submit(
@@ -121,14 +122,18 @@ class _Client:
         """Queues a task that failed, was cancelled or timed out once more; it goes on from its last state."""
         return self.call("POST", f"/api/v1/tasks/{task}/retry")
 
+    def _atoms(self, atoms: AnyStructure) -> dict[str, Any]:
+        """The REST form of a structure, with arrays for their bytes where the encoding has them."""
+        return array_mapping(_structure(atoms)) if self.encoding == "msgpack" and not isinstance(atoms, Mapping) else mapping(atoms)
+
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         headers = dict(self.headers)
         content = None
         if self.encoding == "msgpack":
-            headers["Accept"] = MSGPACK
+            headers["Accept"] = f"{MSGPACK}; {arrays.PARAMETER}"
         if body is not None:
             headers["Content-Type"] = MSGPACK if self.encoding == "msgpack" else "application/json"
-            content = _msgpack().packb(body) if self.encoding == "msgpack" else json.dumps(body).encode()
+            content = _msgpack().packb(body, default=_array) if self.encoding == "msgpack" else json.dumps(body).encode()
         return {"method": method, "url": self.url + path, "headers": headers, "content": content}
 
     def _answer(self, response: httpx.Response, part: str) -> Any:
@@ -140,7 +145,11 @@ class _Client:
         self.answered = True
         try:
             packed = response.headers.get("Content-Type", "").startswith(MSGPACK)
-            body = _msgpack().unpackb(response.content) if packed else response.json()
+            body = (
+                _msgpack().unpackb(response.content, object_hook=arrays.unpack_hook, strict_map_key=False)
+                if packed
+                else response.json()
+            )
             if response.is_success:
                 return body[part] if part else body
         except (ValueError, KeyError, TypeError):
@@ -177,7 +186,8 @@ class Client(_Client):
         url: address of the gateway; ``FORCEGATE_URL``, else ``http://127.0.0.1:8000``.
         timeout: seconds for one call, retries included.
         connect_timeout: seconds to wait for a gateway that has never answered this client.
-        encoding: ``json``, or ``msgpack`` where that package is installed; smaller and quicker for large structures.
+        encoding: ``json``, or ``msgpack`` where that package is installed; quicker for large structures, since arrays travel as
+            their bytes: forces, stress and further outputs are then numpy arrays in the answers.
         headers: sent with every request.
     """
 
@@ -264,9 +274,25 @@ def mapping(atoms: AnyStructure) -> dict[str, Any]:
     """
     if isinstance(atoms, Mapping):
         return dict(atoms)
+    return to_mapping(_structure(atoms))
+
+
+def array_mapping(structure: Structure) -> dict[str, Any]:
+    """The REST form of a structure with arrays in place of lists, for msgpack."""
+    form: dict[str, Any] = {"numbers": structure.numbers, "positions": structure.positions, "pbc": structure.pbc.tolist()}
+    if structure.cell.any():
+        form["cell"] = structure.cell
+    if structure.charge:
+        form["charge"] = structure.charge
+    if structure.spin:
+        form["spin"] = structure.spin
+    return form
+
+
+def _structure(atoms: Atoms | Structure | str | os.PathLike[str]) -> Structure:
     if isinstance(atoms, str | os.PathLike):
         atoms = read_file(atoms)
-    return to_mapping(atoms if isinstance(atoms, Structure) else from_atoms(atoms))
+    return atoms if isinstance(atoms, Structure) else from_atoms(atoms)
 
 
 def read_file(path: str | os.PathLike[str]) -> Atoms:
@@ -299,6 +325,12 @@ def typed(status: int, body: Any, request_id: str) -> errors.ForcegateError:
     error = kind(detail, hint)
     error.request_id = request_id
     return error
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return arrays.packed(value)
+    raise TypeError(f"cannot encode {type(value).__name__}")
 
 
 def _msgpack() -> Any:

@@ -6,23 +6,29 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, TextIO
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+Encode = Callable[[dict[str, Any]], str]
+"""Writes an object as JSON in one line; what JSON has no word for becomes a text."""
+plain: Encode = partial(json.dumps, default=str)
 
 
 class JsonFormatter(logging.Formatter):
     """Time, level, logger, message, and whatever was given as ``extra``."""
 
-    def __init__(self, **constant: str) -> None:
+    def __init__(self, encode: Encode = plain, **constant: str) -> None:
         super().__init__()
+        self._encode = encode
         self._constant = constant
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of JSON; a traceback becomes one string."""
         milliseconds = int(record.msecs)
         entry: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{milliseconds:03d}Z",
+            "time": f"{_second(int(record.created))}.{milliseconds:03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -31,13 +37,18 @@ class JsonFormatter(logging.Formatter):
         entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)
+        return self._encode(entry)
 
 
-def configure(level: str, stream: TextIO | None = None, **constant: str) -> None:
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def configure(level: str, stream: TextIO | None = None, encode: Encode = plain, **constant: str) -> None:
     """Sends all logging of this process to ``stream`` (standard error) as JSON; ``constant`` is added to every line."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter(**constant))
+    handler.setFormatter(JsonFormatter(encode, **constant))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

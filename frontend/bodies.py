@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
+from forcegate import arrays
 from forcegate.errors import BodyTooLarge, DeadlineExceeded, ForcegateError, UnsupportedMediaType
 from frontend.admission import Admission
 from frontend.requests import MediaType
@@ -20,6 +21,7 @@ from frontend.telemetry import Call
 
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
+_RAW: Final = f"{MSGPACK}; {arrays.PARAMETER}"
 _MSGPACK_NAMES = frozenset((MSGPACK, "application/x-msgpack", "application/vnd.msgpack"))
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 _INLINE_NUMBERS = 6_000
@@ -123,21 +125,30 @@ def wants_msgpack(accept: str) -> bool:
     return best[MSGPACK] > best[JSON]
 
 
-def encode(value: Any, msgpacked: bool) -> bytes:
-    """An answer as bytes. Arrays become lists; ``Shared`` parts are put in."""
+def wants_arrays(accept: str) -> bool:
+    """Whether an Accept header that prefers msgpack wants arrays as their bytes: ``application/msgpack; arrays=raw``."""
+    if arrays.PARAMETER not in accept:
+        return False
+    entries = ([part.strip() for part in entry.split(";")] for entry in accept.lower().split(","))
+    return any(kind in _MSGPACK_NAMES and arrays.PARAMETER in parameters for kind, *parameters in entries)
+
+
+def encode(value: Any, msgpacked: bool, raw: bool = False) -> bytes:
+    """An answer as bytes; ``Shared`` parts are put in. Arrays become lists, or their bytes in msgpack where ``raw``."""
     if msgpacked:
-        return cast(bytes, msgpack.packb(value, default=_plain))
+        return cast(bytes, msgpack.packb(value, default=_raw if raw else _plain))
     return orjson.dumps(value, default=_json_default, option=_OPTIONS)
 
 
 async def answer(value: Mapping[str, Any], call: Call, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """The response for ``value`` in the format that the caller accepts; long answers are encoded in a thread, piece by piece."""
     msgpacked = wants_msgpack(call.accept)
+    raw = msgpacked and wants_arrays(call.accept)
     if call.atoms * 3 <= _INLINE_NUMBERS:
-        content = encode(value, msgpacked)
+        content = encode(value, msgpacked, raw)
     else:
-        content = await asyncio.to_thread(_encode_in_pieces, value, msgpacked)
-    return Response(content, status, headers=headers, media_type=MSGPACK if msgpacked else JSON)
+        content = await asyncio.to_thread(_encode_in_pieces, value, msgpacked, raw)
+    return Response(content, status, headers=headers, media_type=_RAW if raw else MSGPACK if msgpacked else JSON)
 
 
 def error_response(error: ForcegateError, accept: str, retry_after: int = 1) -> Response:
@@ -150,9 +161,9 @@ def error_response(error: ForcegateError, accept: str, retry_after: int = 1) -> 
     return Response(encode(error.as_dict(), msgpacked), error.status, headers, MSGPACK if msgpacked else JSON)
 
 
-def _encode_in_pieces(value: Mapping[str, Any], msgpacked: bool) -> bytes:
+def _encode_in_pieces(value: Mapping[str, Any], msgpacked: bool, raw: bool) -> bytes:
     if msgpacked or not isinstance(value.get("results"), list):
-        return encode(value, msgpacked)
+        return encode(value, msgpacked, raw)
     # orjson holds the interpreter's lock for as long as it writes: result by result, the event loop gets its turn in between.
     pieces = [orjson.Fragment(encode(result, False)) for result in value["results"]]
     return encode({**value, "results": pieces}, False)
@@ -164,6 +175,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     raise TypeError(f"cannot encode {type(value).__name__}")
+
+
+def _raw(value: Any) -> Any:
+    return arrays.packed(value) if isinstance(value, np.ndarray) else _plain(value)
 
 
 def _json_default(value: Any) -> Any:

@@ -21,6 +21,8 @@ Machine-learned force fields, served from NVIDIA Triton: one contract for every 
 
 * Energies in eV, lengths in A, forces in eV/A, stress in eV/A^3 (Voigt xx yy zz yz xz xy, ASE's sign).
 * Bodies and answers are JSON, or msgpack by `Content-Type` and `Accept`.
+* In msgpack an array may be its bytes, `{"nd": true, "type": "<f8", "kind": "", "shape": [N, 3], "data": ...}` as msgpack-numpy has
+  it: in requests `positions`, `numbers`, `cell` and `pbc`; in answers where `Accept` is `application/msgpack; arrays=raw`.
 * Errors are `{"detail", "code", "retryable", "hint"}`; `Retry-After` comes with 429 and 503.
 * `X-Request-ID` is taken from the request or made, and comes back; it finds the request in the logs, the model's too.
 """

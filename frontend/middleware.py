@@ -118,7 +118,8 @@ class EveryRequest:
         for name in ("model", "structures", "atoms", "code"):
             if value := getattr(call, name):
                 extra[name] = value
-        access.log(level, "request", extra=extra)
+        # Not access.log: it would look through the stack for the line that calls it, and nobody reads that.
+        access.handle(access.makeRecord(access.name, level, "", 0, "request", (), None, extra=extra))
 
 
 def _begin(scope: Scope) -> Call:

@@ -17,6 +17,7 @@ import msgpack
 import numpy as np
 import orjson
 
+from forcegate import arrays
 from forcegate.dispersion import CHOICES
 from forcegate.errors import ForcegateError, InvalidRequest, InvalidStructure, StructureTooLarge
 from forcegate.structure import Structure, from_mapping
@@ -211,6 +212,7 @@ def read_structure(entry: Any, limits: Limits) -> Structure:
         StructureTooLarge: it has more than ``limits.max_atoms`` atoms; found before the arrays are built where possible.
     """
     if isinstance(entry, Mapping) and "text" not in entry and "format" not in entry:
+        entry = _with_arrays(entry)
         _check_atoms(entry, limits)
     try:
         structure = from_mapping(entry)
@@ -227,6 +229,21 @@ def read_structure(entry: Any, limits: Limits) -> Structure:
     return structure
 
 
+def _with_arrays(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entry with arrays where it holds their bytes; what is short anyway as lists, as if it had come so."""
+    given = {name: entry[name] for name in ("positions", "numbers", "cell", "pbc") if arrays.is_packed(entry.get(name))}
+    read: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            array = arrays.unpacked(value)
+        except ValueError as error:
+            raise InvalidStructure(f"`{name}` cannot be read as an array: {clean(str(error))}.", "See docs/clients.md.") from None
+        if (array.dtype.kind == "b") != (name == "pbc"):
+            raise InvalidStructure(f"`{name}` has to hold {'truth values' if name == 'pbc' else 'numbers'}.", "")
+        read[name] = array.tolist() if name in ("cell", "pbc") else array
+    return {**entry, **read} if read else entry
+
+
 def _check_atoms(entry: Mapping[str, Any], limits: Limits) -> None:
     """The types that ``numpy`` would bend without a word: texts to numbers, true to 1, a scalar to an array."""
     symbols, numbers, positions = entry.get("symbols"), entry.get("numbers"), entry.get("positions")
@@ -235,11 +252,14 @@ def _check_atoms(entry: Mapping[str, Any], limits: Limits) -> None:
             raise InvalidStructure(f"`{name}` has to be a list, and it is {kind_of(value)}.", "")
         if value is not None:
             _check_size(len(value), limits)
+    if isinstance(numbers, np.ndarray) and numbers.dtype.kind != "i":
+        raise InvalidStructure("`numbers` has to hold integers.", "")
     if numbers is not None:
-        _check_numbers(numbers, "numbers", _NUMBERS - {type(None)})
+        if not isinstance(numbers, np.ndarray):
+            _check_numbers(numbers, "numbers", _NUMBERS - {type(None)})
         if symbols is not None and len(symbols) != len(numbers):
             raise InvalidStructure(f"`symbols` names {len(symbols)} atoms and `numbers` {len(numbers)}.", "Give one of the two.")
-    if positions is not None:
+    if positions is not None and not isinstance(positions, np.ndarray):
         _check_rows(positions, "positions")
     cell = entry.get("cell")
     if cell is not None:

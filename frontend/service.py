@@ -25,7 +25,7 @@ from frontend.triton.control import TritonControl
 from frontend.triton.directory import READY, Directory
 
 BODIES = 4
-"""Bodies of the largest size that may be held in memory at once."""
+"""Bodies of the largest size that may be held in memory at once, by all gateways; one by each in any case."""
 FIRST_POLL_SECONDS = 3.0
 TASKS_SECONDS = 5.0
 """How often the queue of tasks is counted for the metrics."""
@@ -45,7 +45,10 @@ class Service:
         self.metrics = Metrics()
         self.body_limit = settings.max_body_mb * 2**20
         self.admission = Admission(
-            settings.max_in_flight, BODIES * self.body_limit, self.metrics.structures_in_flight.set, self._count_refusal
+            settings.structures_per_gateway,
+            max(1, BODIES // settings.gateways) * self.body_limit,
+            self.metrics.structures_in_flight.set,
+            self._count_refusal,
         )
         self._queues: dict[str, ModelQueue] = {}
         self._estimators: dict[str, tuple[Cost | None, Estimator]] = {}

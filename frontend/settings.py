@@ -26,6 +26,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the gateway (REST).")
+    gateways: int = Field(
+        1, ge=1, le=64, description="Gateway processes that share the port; each is good for one core (docs/operations.md)."
+    )
     grpc_port: int = Field(8001, ge=1, le=65535, description="Port of Triton's gRPC, on loopback.")
     metrics_port: int = Field(8002, ge=1, le=65535, description="Port of Triton's Prometheus metrics, on loopback.")
     http_port: int = Field(8003, ge=1, le=65535, description="Port of Triton's HTTP, on loopback.")
@@ -63,7 +66,9 @@ class Settings(BaseSettings):
         gt=0,
         description="A forward pass of up to 256 atoms that takes longer is taken for hung; larger ones get more in proportion.",
     )
-    max_in_flight: int = Field(2048, ge=1, description="Structures that the gateway holds at once; beyond it answers 429.")
+    max_in_flight: int = Field(
+        2048, ge=1, description="Structures that all gateways together hold at once; beyond it they answer 429."
+    )
     max_queue_seconds: float = Field(
         60.0,
         gt=0,
@@ -117,6 +122,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         path = Path(os.environ.get(PREFIX + "CONFIG", "forcegate.toml"))
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
+
+    @property
+    def structures_per_gateway(self) -> int:
+        """Structures that one gateway holds at most: its share, but never less than one full batch where all may hold that."""
+        return max(self.max_in_flight // self.gateways, min(self.max_in_flight, self.max_batch))
 
     @property
     def grpc_address(self) -> str:

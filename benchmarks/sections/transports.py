@@ -1,4 +1,4 @@
-"""What the transport costs: gRPC, REST with JSON and REST with msgpack over the best in-process batch of the same structures."""
+"""What the transport costs: gRPC, and REST with JSON, msgpack and arrays in msgpack, over the best in-process batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report, structures
-from benchmarks.clients import JSON, MSGPACK, Run, grpc_closed_loop, rest_closed_loop
+from benchmarks.clients import ARRAYS, JSON, MSGPACK, Run, grpc_closed_loop, rest_closed_loop
 from benchmarks.plan import ANALYTIC, MODELS, Plan, variant_of
 from benchmarks.sections import families
 from benchmarks.service import say
@@ -21,7 +21,7 @@ NAME = "transports"
 TITLE = "Transports, 32 clients, over the best in-process batch (aims for 100 atoms: JSON 0.85, msgpack 0.92)"
 CLIENTS = 32
 CELLS = (8, 32, 100)
-WAYS = ("grpc", "rest_json", "rest_msgpack")
+WAYS = ("grpc", "rest_json", "rest_msgpack", "rest_arrays")
 
 
 def measure(plan: Plan) -> list[dict[str, Any]]:
@@ -48,6 +48,7 @@ def compare(settings: Settings, worker: Worker, model: str, atoms: int, plan: Pl
         "grpc": lambda: grpc_closed_loop(settings.grpc_address, model, given, CLIENTS),
         "rest_json": lambda: rest(JSON),
         "rest_msgpack": lambda: rest(MSGPACK),
+        "rest_arrays": lambda: rest(ARRAYS),
     }
     ways: dict[str, Callable[[], float]] = {
         name: lambda loop=loop: loop().structures_per_second  # type: ignore[misc]
@@ -70,8 +71,8 @@ def compare(settings: Settings, worker: Worker, model: str, atoms: int, plan: Pl
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Ratios first."""
-    header = ["model", "atoms", "gRPC", "JSON", "msgpack", "JSON over gRPC", "msgpack over gRPC"]
-    header += ["in process /s", "gRPC /s", "JSON /s", "msgpack /s", "structures"]
+    header = ["model", "atoms", "gRPC", "JSON", "msgpack", "arrays", "JSON over gRPC", "msgpack over gRPC", "arrays over gRPC"]
+    header += ["in process /s", "gRPC /s", "JSON /s", "msgpack /s", "arrays /s", "structures"]
     cells: list[list[object]] = []
     for row in rows:
         if "skipped" in row:
@@ -84,13 +85,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """The three ratios as bars."""
+    """The ratios as bars."""
     rows = [row for row in rows if "skipped" not in row]
     plt = report.pyplot()
     figure, axes = plt.subplots(figsize=(1.6 + 1.0 * len(rows), 4), layout="constrained")
     for shift, way in enumerate(WAYS):
-        places = [k + 0.27 * (shift - 1) for k in range(len(rows))]
-        bars = axes.bar(places, [row[f"{way}_over_in_process"] for row in rows], 0.25, label=way.replace("_", " "))
+        places = [k + 0.22 * (shift - 1.5) for k in range(len(rows))]
+        bars = axes.bar(places, [row[f"{way}_over_in_process"] for row in rows], 0.2, label=way.replace("_", " "))
         axes.bar_label(bars, fmt="%.2f", fontsize=6)
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(rows)), [f"{row['model']}\n{row['atoms']} atoms" for row in rows], fontsize=7)

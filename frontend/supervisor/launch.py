@@ -132,7 +132,7 @@ async def _start(service: Service, settings: Settings, variants: list[Variant], 
 
     with _working(console, variants):
         outcomes = await asyncio.gather(*(load(variant) for variant in variants))
-        await service.start_gateway()
+        await service.start_gateways()
     await service.start_workers()
     service.keep_alive()
     _print_outcomes(console, outcomes)

@@ -34,12 +34,21 @@ class ChildProcess:
         return self._process.pid
 
     @property
+    def started(self) -> bool:
+        """Whether it has been started, however long ago."""
+        return self._process is not None
+
+    @property
     def running(self) -> bool:
         """Whether it has been started and not ended."""
         return self._process is not None and self._process.returncode is None
 
-    async def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Starts it in a session of its own: Ctrl-C in the terminal reaches the supervisor alone, which stops all in order."""
+    async def start(self, command: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int] = ()) -> None:
+        """Starts it in a session of its own: Ctrl-C in the terminal reaches the supervisor alone, which stops all in order.
+
+        Args:
+            descriptors: open files that it inherits, under the same numbers.
+        """
         self.log.parent.mkdir(parents=True, exist_ok=True)
         set_aside(self.log)
         parent = os.getpid()
@@ -51,6 +60,7 @@ class ChildProcess:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                pass_fds=descriptors,
                 preexec_fn=lambda: die_with(parent),
             )
 

@@ -1,11 +1,10 @@
-"""The service: tritonserver, the models that it serves, and the gateway, kept alive until it is told to stop."""
+"""The service: tritonserver, the models that it serves, and the gateways, kept alive until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,8 +18,9 @@ import psutil
 from forcefields import catalogue as catalogues
 from forcefields.catalogue import Catalogue, Variant
 from forcegate.errors import ForcegateError, GateFailed, SetupError
-from frontend.settings import PREFIX, Settings
+from frontend.settings import Settings
 from frontend.supervisor import triton
+from frontend.supervisor.gateways import Gateways, child_environment
 from frontend.supervisor.process import ChildProcess, keep_short
 from frontend.supervisor.watch import ModelWatch
 from frontend.triton import canary
@@ -60,7 +60,7 @@ class Service:
         self._settings, self._catalogue, self._foreign, self._say = settings, catalogue, foreign, say
         logs = settings.state / "logs"
         self._triton = ChildProcess("tritonserver", logs / "triton.log")
-        self._gateway = ChildProcess("gateway", logs / "gateway.log")
+        self._gateways = Gateways(settings, logs / "gateway.log")
         self._workers = [ChildProcess(f"worker {n}", logs / f"worker-{n}.log") for n in range(settings.workers)]
         self._control = TritonControl(settings.grpc_address)
         self._watch = ModelWatch(
@@ -122,19 +122,13 @@ class Service:
             return {}
         return data if isinstance(data, dict) else {}
 
-    async def start_gateway(self) -> None:
-        """Starts the gateway and waits until its port answers.
+    async def start_gateways(self) -> None:
+        """Opens the port, starts the gateways and waits until they accept.
 
         Raises:
-            SetupError: it ended, or did not answer in time.
+            SetupError: one of them ended, or was not ready in time.
         """
-        await self._gateway.start([sys.executable, "-m", "frontend.gateway"], child_environment(self._settings))
-        deadline = time.monotonic() + START_SECONDS
-        while not await _answers(self._settings.host, self._settings.port):
-            if not self._gateway.running or time.monotonic() > deadline:
-                await self._gateway.stop(5)
-                raise SetupError("The gateway did not start.", f"The end of {self._gateway.log}:\n{self._gateway.tail()}")
-            await asyncio.sleep(0.05)
+        await self._gateways.start(START_SECONDS)
 
     async def start_workers(self) -> None:
         """Starts the workers; nobody waits until they take tasks, which takes seconds."""
@@ -148,16 +142,17 @@ class Service:
         """From now on a process that ends is started again, and a model whose process dies is brought back."""
         self._keepers = [
             asyncio.create_task(self._keep("tritonserver", self._triton, self._restart_triton)),
-            asyncio.create_task(self._keep("gateway", self._gateway, self.start_gateway)),
+            *(
+                asyncio.create_task(self._keep(gateway.name, gateway, partial(self._gateways.start_one, gateway, START_SECONDS)))
+                for gateway in self._gateways.processes
+            ),
             *(asyncio.create_task(self._keep(one.name, one, partial(self._start_worker, one), False)) for one in self._workers),
             asyncio.create_task(self._watch.run()),
             asyncio.create_task(
                 keep_short(
                     [
                         *(worker.log for worker in self._workers),
-                        self._triton.log,
-                        self._gateway.log,
-                        self._triton.log.with_name("supervisor.log"),
+                        *(self._triton.log.with_name(f"{name}.log") for name in ("triton", "gateway", "supervisor")),
                     ]
                 )
             ),
@@ -203,39 +198,16 @@ class Service:
         # The watch sees that nothing is loaded, and loads what should be.
 
     async def stop(self) -> None:
-        """Stops the gateway first, then tritonserver: requests in flight finish. Nothing is left behind."""
+        """Stops the gateways first, then tritonserver: requests in flight finish. Nothing is left behind."""
         self._stopping = True
         for task in self._keepers:
             task.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         # Tasks go back into the queue with their last state, which needs no gateway.
         patience = self._settings.drain_seconds + 5
-        await asyncio.gather(self._gateway.stop(patience), *(worker.stop(patience) for worker in self._workers))
+        await asyncio.gather(self._gateways.stop(patience), *(worker.stop(patience) for worker in self._workers))
         await self._watch.close()
         processes = triton.model_processes(self._triton.pid) if self._triton.running else self._watch.processes
         await self._triton.stop(self._settings.drain_seconds + 5)
         triton.clean_up(self._settings, processes)
         await self._control.close()
-
-
-def gateway_environment(settings: Settings) -> dict[str, str]:
-    """The settings as the variables that ``frontend.settings.load`` reads."""
-    values = settings.model_dump()
-    values["models"] = ",".join(settings.models)
-    values["root"], values["state"] = settings.root.resolve(), settings.state.resolve()
-    return {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items()}
-
-
-def child_environment(settings: Settings) -> dict[str, str]:
-    """The variables of a process of the service: those of this one, with its settings in place of what was given."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-    return environment | gateway_environment(settings)
-
-
-async def _answers(host: str, port: int) -> bool:
-    try:
-        _reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1" if host == "0.0.0.0" else host, port), 1.0)
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -113,6 +114,11 @@ class Directory:
         self.catalogue = catalogue
         self._control = control
         self._repositories = repositories
+        # Joined once: a poll asks for most of them every second.
+        self._checkpoints = {
+            name: tuple(str(repository / name / "1" / variant.checkpoint.file) for repository in repositories)
+            for name, variant in catalogue.variants.items()
+        }
         self._reports = Reports(state / "reports")
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._asked_for: dict[str, str] = {}
@@ -352,7 +358,7 @@ class Directory:
             return READY, None
         if name in self._loading or (state is not None and state.state == "LOADING"):
             return LOADING, _being_loaded(name)
-        if not any((repository / name / "1" / variant.checkpoint.file).exists() for repository in self._repositories):
+        if not any(map(os.path.exists, self._checkpoints[name])):
             return MISSING, CheckpointMissing(
                 f"The checkpoint of {name!r} is not in place: {variant.checkpoint.file}, "
                 f"{f'sha256 {variant.checkpoint.sha256}' if variant.checkpoint.sha256 else 'its hash is recorded at export'}.",

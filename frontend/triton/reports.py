@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,16 +37,18 @@ class Reports:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._paths: dict[str, str] = {}
         self._known: dict[str, tuple[int, Report]] = {}
 
     def read(self, name: str) -> Report:
         """The newest report of a model; an empty one where there is none, or it cannot be read."""
-        path = self._folder / f"{name}.json"
+        if (path := self._paths.get(name)) is None:
+            path = self._paths[name] = str(self._folder / f"{name}.json")
         try:
-            changed = path.stat().st_mtime_ns
+            changed = os.stat(path).st_mtime_ns
             known = self._known.get(name)
             if known is None or known[0] != changed:
-                known = changed, _report(json.loads(path.read_bytes()))
+                known = changed, _report(json.loads(Path(path).read_bytes()))
                 self._known[name] = known
         except (OSError, ValueError, TypeError, AttributeError):
             return Report()

@@ -10,12 +10,15 @@ from typing import Any
 
 import httpx
 import msgpack
+import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
 from forcegate import AsyncClient, Client, errors
 from forcegate.structure import from_atoms
+from frontend.bodies import encode
+from frontend.requests import Limits, SinglePoint, decode
 
 GOOD = httpx.Response(200, json={"energy": -1.5})
 
@@ -82,8 +85,26 @@ def test_msgpack_both_ways() -> None:
     script = Script(httpx.Response(200, content=msgpack.packb({"energy": 2.0}), headers={"Content-Type": "application/msgpack"}))
     assert script.client(encoding="msgpack").single_point(bulk("Cu"), "m") == {"energy": 2.0}
     request = script.requests[0]
-    assert request.headers["Content-Type"] == request.headers["Accept"] == "application/msgpack"
-    assert msgpack.unpackb(request.content)["model_name"] == "m"
+    assert request.headers["Content-Type"] == "application/msgpack"
+    assert request.headers["Accept"] == "application/msgpack; arrays=raw"
+    assert msgpack.unpackb(request.content, strict_map_key=False)["model_name"] == "m"
+
+
+def test_msgpack_carries_arrays_as_their_bytes() -> None:
+    forces = np.random.default_rng(1).normal(size=(4, 3))
+    content = encode({"energy": 2.0, "forces": forces, "stress": None}, True, raw=True)
+    script = Script(httpx.Response(200, content=content, headers={"Content-Type": "application/msgpack; arrays=raw"}))
+    atoms = bulk("Cu", cubic=True)
+    answer = script.client(encoding="msgpack").single_point(atoms, "m")
+    np.testing.assert_array_equal(answer["forces"], forces)
+    assert answer["stress"] is None
+    answer["forces"] -= 1.0  # an array of one's own
+    sent = decode("single_point", script.requests[0].content, "msgpack", Limits(max_batch=4, max_atoms=10))
+    assert isinstance(sent, SinglePoint)
+    np.testing.assert_array_equal(sent.structure.positions, atoms.positions)
+    np.testing.assert_array_equal(sent.structure.numbers, atoms.numbers)
+    np.testing.assert_array_equal(sent.structure.cell, atoms.cell.array)
+    assert sent.structure.pbc.all()
 
 
 def test_an_error_keeps_its_type_its_words_and_its_request() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
+from forcegate import arrays
 from forcegate.errors import BodyTooLarge, DeadlineExceeded, Overloaded, UnsupportedMediaType
 from frontend.admission import SMALL_BODY, Admission
 from frontend.bodies import Shared, answer, encode, error_response, media_type, read_body, wants_msgpack
@@ -152,6 +153,30 @@ def test_every_float_comes_back_as_it_went_out(values: list[float]) -> None:
     array = np.array(values)
     assert orjson.loads(encode({"x": array}, False))["x"] == values
     assert msgpack.unpackb(encode({"x": array}, True))["x"] == values
+
+
+@pytest.mark.parametrize(
+    ("accept", "raw"),
+    [
+        ("application/msgpack; arrays=raw", True),
+        ("application/json;q=0.1, application/x-msgpack;arrays=raw", True),
+        ("application/msgpack", False),
+        ("application/msgpack; arrays=lists", False),
+        ("application/json; arrays=raw", False),
+    ],
+)
+def test_arrays_travel_as_bytes_only_when_that_is_asked_for(accept: str, raw: bool) -> None:
+    forces = np.random.default_rng(0).normal(size=(5, 3))
+    made = call()
+    made.accept, made.atoms = accept, 5
+    response = asyncio.run(answer({"forces": forces[:, ::-1], "energy": 1.0}, made))
+    if "msgpack" not in accept:
+        assert orjson.loads(response.body)["forces"] == forces[:, ::-1].tolist()
+        return
+    read = msgpack.unpackb(response.body, strict_map_key=False)
+    assert isinstance(read["forces"], dict) == raw
+    assert (response.media_type == "application/msgpack; arrays=raw") == raw
+    np.testing.assert_array_equal(arrays.unpacked(read["forces"]) if raw else read["forces"], forces[:, ::-1])
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/msgpack"])

@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 import pytest
 
+from forcegate import arrays
 from forcegate.errors import (
     BodyTooLarge,
     DeadlineExceeded,
@@ -45,6 +46,70 @@ def test_msgpack_says_the_same_as_json() -> None:
     record = decode("single_point", msgpack.packb(BODY), "msgpack", LIMITS)
     assert isinstance(record, SinglePoint)
     np.testing.assert_array_equal(record.structure.positions, single(BODY).structure.positions)
+
+
+ARRAY = {b"nd": True, b"type": "<f8", b"kind": b"", b"shape": [2, 3], b"data": bytes(40) + np.float64(3.8).tobytes()}
+"""The positions of ``ARGON`` as msgpack-numpy writes them."""
+
+
+def packed(**change: object) -> bytes:
+    return msgpack.packb(BODY | {"atoms": {"symbols": ["Ar", "Ar"], "positions": ARRAY} | change})
+
+
+def test_arrays_as_bytes_say_the_same_as_lists() -> None:
+    texts = {key.decode(): value for key, value in ARRAY.items()}
+    edges = arrays.packed(np.diag([5.0, 6.0, 7.0]))
+    for form in (packed(), packed(positions=texts), packed(positions=arrays.packed(np.array(ARGON["positions"], dtype=float)))):
+        record = decode("single_point", form, "msgpack", LIMITS)
+        assert isinstance(record, SinglePoint)
+        np.testing.assert_array_equal(record.structure.positions, single(BODY).structure.positions)
+    numbers = {"symbols": None, "numbers": arrays.packed(np.array([18, 18], dtype=np.int32))}
+    periodic = {"cell": edges, "pbc": arrays.packed(np.array([True, True, False]))}
+    record = decode("single_point", packed(**numbers, **periodic), "msgpack", LIMITS)
+    assert isinstance(record, SinglePoint)
+    np.testing.assert_array_equal(record.structure.numbers, [18, 18])
+    np.testing.assert_array_equal(record.structure.cell, np.diag([5.0, 6.0, 7.0]))
+    np.testing.assert_array_equal(record.structure.pbc, [True, True, False])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {b"kind": b"O", b"type": "|O", b"data": b"cos\nsystem\n(S'true'\ntR."},  # what msgpack-numpy would unpickle
+        {b"type": "|O"},
+        {b"type": "<U8"},
+        {b"type": ">f8"},
+        {b"type": [["a", "<f8"]], b"kind": b"V"},
+        {b"type": None},
+        {b"shape": [3, 3]},
+        {b"shape": [6]},
+        {b"shape": [-2, -3]},
+        {b"shape": [0, 2**62], b"data": b""},
+        {b"shape": [1, 2, 3]},
+        {b"shape": []},
+        {b"shape": [2.0, 3.0]},
+        {b"shape": 6},
+        {b"data": bytes(47)},
+        {b"data": "text"},
+        {b"data": [0.0] * 6},
+        {b"nd": False},
+        {b"type": "|b1", b"data": bytes(6)},
+    ],
+)
+def test_an_array_that_is_not_one_is_refused_as_a_structure(change: dict[bytes, object]) -> None:
+    with pytest.raises(InvalidStructure):
+        decode("single_point", packed(positions=ARRAY | change), "msgpack", LIMITS)
+
+
+@pytest.mark.parametrize("name", ["numbers", "symbols", "charge", "spin", "pbc"])
+def test_an_array_of_floats_in_a_wrong_place_is_refused(name: str) -> None:
+    with pytest.raises(InvalidStructure):
+        decode("single_point", packed(**{name: ARRAY}), "msgpack", LIMITS)
+
+
+def test_an_array_has_the_same_limits_as_a_list() -> None:
+    with pytest.raises(StructureTooLarge):
+        decode("single_point", packed(positions=arrays.packed(np.zeros((1001, 3)))), "msgpack", LIMITS)
 
 
 def test_a_null_and_a_bare_nan_both_reach_the_model_as_nan() -> None:
