@@ -55,7 +55,7 @@ def test_what_is_asked_for_and_missing_is_an_error_that_says_what_to_install() -
     assert not arithmetic.chosen(ModelSettings(cuequivariance="auto"), FAMILY, Takes, GPU).cuequivariance
     with pytest.raises(EnvironmentBroken, match="has no cuequivariance_torch") as refused:
         arithmetic.chosen(ModelSettings(cuequivariance="on"), FAMILY, Takes, GPU)
-    named = next(word for word in refused.value.hint.replace(",", "").split() if word.endswith(".txt"))
+    named = next(word for word in refused.value.hint.replace("`", "").replace(",", "").split() if word.endswith(".txt"))
     assert "cuequivariance-torch==" in (ROOT / named).read_text()
 
 
