@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -72,6 +72,8 @@ class ForceField(ABC):
     """Radius of the neighbour graph in A."""
     reads_neighbours: bool = True
     """Whether ``graph`` reads the neighbour list of ``cutoff``: the runtime then makes it first, and knows the number of pairs."""
+    takes_cuequivariance: ClassVar[bool] = False
+    """Whether ``load_with_cuequivariance`` is there."""
     elements: tuple[int, ...]
     """Atomic numbers that this checkpoint knows; the runtime compares them with the catalogue on load."""
 
@@ -79,6 +81,11 @@ class ForceField(ABC):
     @abstractmethod
     def load(cls, checkpoint: Path, variant: Variant, device: str) -> ForceField:
         """Reads the checkpoint, whose hash has been verified, onto ``device`` (``cpu`` or ``cuda:<index>``)."""
+
+    @classmethod
+    def load_with_cuequivariance(cls, checkpoint: Path, variant: Variant, device: str) -> ForceField:
+        """As ``load``, with the equivariant layers of cuEquivariance, which the runtime has found installed."""
+        raise NotImplementedError
 
     @abstractmethod
     def graph(self, structure: Normalised, head: str) -> Graph:

@@ -237,7 +237,7 @@ def _with_arrays(entry: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
             array = arrays.unpacked(value)
         except ValueError as error:
-            raise InvalidStructure(f"`{name}` cannot be read as an array: {clean(str(error))}.", "See docs/clients.md.") from None
+            raise InvalidStructure(f"`{name}` cannot be read as an array: {cleaned(str(error))}.", "See docs/clients.md.") from None
         if (array.dtype.kind == "b") != (name == "pbc"):
             raise InvalidStructure(f"`{name}` has to hold {'truth values' if name == 'pbc' else 'numbers'}.", "")
         read[name] = array.tolist() if name in ("cell", "pbc") else array

@@ -103,6 +103,17 @@ class Settings(BaseSettings):
     callback_private: bool = Field(
         False, description="Whether a task's callback may go to loopback, private and other addresses that are not public."
     )
+    matmul_precision: Literal["highest", "high", "medium"] = Field(
+        "highest",
+        description="How a GPU multiplies float32 matrices: `highest` in float32, so that answers do not depend on the card; "
+        "`high` and `medium` let it round factors to TensorFloat-32 or less. The gate is run again after a change. "
+        "A CPU always computes as `highest`.",
+    )
+    cuequivariance: Literal["off", "auto", "on"] = Field(
+        "off",
+        description="NVIDIA's cuEquivariance for MACE and SevenNet on a GPU: `auto` where it is installed, `on` refuses to load "
+        "without it. What to install is in `forcefields/<family>/accelerated.txt`.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log lines that are written.")
     drain_seconds: float = Field(30.0, ge=0, description="Time that requests in flight get to finish when the service stops.")
 

@@ -74,7 +74,8 @@ class Grace(ForceField):
     @classmethod
     def load(cls, checkpoint: Path, variant: Variant, device: str) -> Grace:
         """Reads a SavedModel, a folder, and compiles it for a small structure and for a full forward pass."""
-        tensorflow = prepared(ModelSettings.from_environment().state)
+        settings = ModelSettings.from_environment()
+        tensorflow = prepared(settings.state, settings.matmul_precision)
         kind, _, index = device.partition(":")
         if kind == "cuda" and not tensorflow.config.list_physical_devices("GPU"):
             raise ValueError("the TensorFlow of this environment is built for the CPU")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def prepared(state: Path) -> Any:
+def prepared(state: Path, matmul_precision: str = "highest") -> Any:
     """TensorFlow, set up: what XLA compiles is kept in ``state``, and there are as many threads as for everybody else.
 
     It reads settings from the process's environment when it begins, so nothing may import it before this function.
@@ -25,7 +25,7 @@ def prepared(state: Path) -> Any:
     threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
     tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
     tensorflow.config.threading.set_inter_op_parallelism_threads(1)
-    tensorflow.config.experimental.enable_tensor_float_32_execution(False)
+    tensorflow.config.experimental.enable_tensor_float_32_execution(matmul_precision != "highest")
     for gpu in tensorflow.config.list_physical_devices("GPU"):
         tensorflow.config.experimental.set_memory_growth(gpu, True)
     return tensorflow

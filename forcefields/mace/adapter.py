@@ -69,6 +69,8 @@ class _PreciseRepulsion(torch.nn.Module):
 class MACE(ForceField):
     """A MACE checkpoint, evaluated in ``float32`` or ``float64`` as the variant says."""
 
+    takes_cuequivariance = True
+
     def __init__(self, model: Any, variant: Variant, device: str) -> None:
         self.cutoff = round(float(model.r_max), 6)
         numbers = model.atomic_numbers.cpu().numpy()
@@ -96,6 +98,15 @@ class MACE(ForceField):
 
             return Polar(model, variant, device)
         return cls(model, variant, device)
+
+    @classmethod
+    def load_with_cuequivariance(cls, checkpoint: Path, variant: Variant, device: str) -> MACE:
+        """The package makes the same model of cuEquivariance's layers and moves the weights. POLAR is left as it is."""
+        with redirect_stdout(stderr), _archives_on(device):
+            model = torch.load(checkpoint, map_location=device, weights_only=False)
+        if type(model).__name__ == "PolarMACE":
+            return cls.load(checkpoint, variant, device)
+        return cls(converted(model, variant, device), variant, device)
 
     def _known(self, model: Any) -> set[str]:  # noqa: ARG002
         """What the model knows of a structure besides its atoms."""
@@ -178,6 +189,23 @@ class MACE(ForceField):
 
     def _floats(self, values: Any) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.float64)).to(self._device, self._dtype)
+
+
+def converted(model: Any, variant: Variant, device: str) -> Any:
+    """The model in cuEquivariance's layers."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        # The package takes whichever GPU is current, and fuses convolutions for the name without an index alone.
+        torch.cuda.set_device(int(index or 0))
+    before = torch.get_default_dtype()
+    try:
+        with redirect_stdout(stderr):
+            from mace.cli.convert_e3nn_cueq import run
+
+            # The package builds in the default type, which it sets to the weights'.
+            return run(model.to(getattr(torch, variant.dtype)), device=kind)
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

@@ -23,7 +23,9 @@ from forcefields.mace.adapter import EMBEDDED, GRADIENTS, MACE
 
 
 class Polar(MACE):
-    """A MACE-POLAR checkpoint."""
+    """A MACE-POLAR checkpoint; the package does not convert it to cuEquivariance."""
+
+    takes_cuequivariance = False
 
     def _known(self, model: Any) -> set[str]:  # noqa: ARG002
         return set(EMBEDDED)

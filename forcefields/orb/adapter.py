@@ -1,8 +1,8 @@
 """Orb: true batching; neighbours from vesin, capped as the model was trained.
 
 A checkpoint holds weights alone, so ``options`` in family.toml name the package's architecture, its arguments and the cap on
-neighbours. Never compiled: that takes minutes on the first structures. float32 means float32 here ("float32-highest" in the
-package's words; its own default lets a GPU round the factors of matrix products to TensorFloat-32).
+neighbours. Never compiled: that takes minutes on the first structures. The precision of float32
+products is the runtime's (forcefields/runtime/arithmetic.py); the package's own default lets a GPU round to TensorFloat-32.
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ class Orb(ForceField):
         """Builds the architecture that the catalogue names and fills it with the weights of a ``.ckpt`` file."""
         torch.set_default_dtype(torch.float32)
         model = architecture(variant)
-        # Both are settings of the whole process, which the package leaves no choice about.
+        # A setting of the whole process, which the package leaves no choice about.
         torch.set_default_dtype(getattr(torch, variant.dtype))
-        torch.set_float32_matmul_precision("highest")
         model.to(getattr(torch, variant.dtype))
         keys = load_forcefield_state_dict(model, torch.load(checkpoint, map_location="cpu", weights_only=True))
         # The package takes it for granted that a missing head is going to be trained.

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from forcefields.base import Result
 from forcefields.catalogue import HERE, Family, Variant
 from forcefields.cost import Cost
 from forcefields.runtime import golden
+from forcefields.runtime.arithmetic import Arithmetic
 from forcefields.runtime.engine import DEFAULT_OUTPUTS, Engine
 from forcefields.runtime.settings import ModelSettings
 from forcegate.contract import VOIGT
@@ -212,7 +214,7 @@ def pass_or_raise(engine: Engine, family: Family, device: str, settings: ModelSe
         GateFailed: names the checks that failed, with their deviations.
     """
     memory = _memory(settings.state, engine.variant)
-    key = combination(engine.variant, family, device, os.environ.get("OMP_NUM_THREADS", ""))
+    key = combination(engine.variant, family, device, os.environ.get("OMP_NUM_THREADS", ""), settings)
     before = _passed_before(memory, key) if settings.gate == "cached" else None
     report = Gate(engine, golden.recorded(family.golden, engine.variant, settings.state)).run(full=before is None)
     failed = [check for check in report.checks if not check.passed]
@@ -232,22 +234,25 @@ def pass_or_raise(engine: Engine, family: Family, device: str, settings: ModelSe
 
 def passed(variant: Variant, family: Family, state: Path, threads: str) -> list[dict[str, Any]] | None:
     """What the full gate gave when this very combination passed it on the CPU, or None when it has not."""
-    return _passed_before(_memory(state, variant), combination(variant, family, "cpu", threads))
+    return _passed_before(_memory(state, variant), combination(variant, family, "cpu", threads, ModelSettings(state)))
 
 
-def memory_of_calibration(state: Path, variant: Variant, family: Family, device: str) -> tuple[Path, str]:
+def memory_of_calibration(settings: ModelSettings, variant: Variant, family: Family, device: str) -> tuple[Path, str]:
     """Where a model's calibration is remembered, and what it depends on."""
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    return state / "calibrations" / variant.dtype / f"{variant.name}.json", combination(variant, family, device, threads)
+    key = combination(variant, family, device, os.environ.get("OMP_NUM_THREADS", ""), settings)
+    return settings.state / "calibrations" / variant.dtype / f"{variant.name}.json", key
 
 
 def _memory(state: Path, variant: Variant) -> Path:
     return state / "gates" / variant.dtype / f"{variant.name}.json"
 
 
-def combination(variant: Variant, family: Family, device: str, threads: str) -> str:
-    """A hash of all that the gate's outcome depends on: checkpoint, code, packages, device, threads."""
+def combination(variant: Variant, family: Family, device: str, threads: str, settings: ModelSettings) -> str:
+    """A hash of all that the gate's outcome depends on: checkpoint, code, packages, device, its arithmetic, threads."""
     digest = hashlib.sha256()
+    if device != "cpu":
+        # Whether `auto` finds cuEquivariance is a matter of what is installed, which the requirements do not say.
+        digest.update(repr((settings.matmul_precision, settings.cuequivariance, find_spec("cuequivariance_torch"))).encode())
     for part in (variant, family.version, device, _device_name(device), threads):
         digest.update(repr(part).encode())
     # What every family shares, and this family's own: a change in another one is no reason to measure this one again.
@@ -274,7 +279,9 @@ def _passed_before(memory: Path, key: str) -> list[dict[str, Any]] | None:
     return data["checks"] if data.get("key") == key else None
 
 
-def write_report(state: Path, variant: Variant, device: str, seconds: float, report: GateReport, cost: Cost) -> None:
+def write_report(
+    state: Path, variant: Variant, device: str, seconds: float, report: GateReport, cost: Cost, arithmetic: Arithmetic
+) -> None:
     """Tells supervisor and gateway that a model is ready, how its gate went, and what its passes cost."""
     write_json(
         state / "reports" / f"{variant.name}.json",
@@ -286,6 +293,7 @@ def write_report(state: Path, variant: Variant, device: str, seconds: float, rep
             "seconds": round(seconds, 3),
             "device": device,
             "dtype": variant.dtype,
+            "arithmetic": arithmetic.as_dict(),
             "checkpoint_sha256": variant.checkpoint.sha256,
             "cost": cost.as_dict(),
             "pid": os.getpid(),

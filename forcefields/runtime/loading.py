@@ -11,7 +11,9 @@ from types import ModuleType
 
 from forcefields.base import ForceField
 from forcefields.catalogue import HERE, Catalogue, Family, Variant
+from forcefields.runtime import arithmetic
 from forcefields.runtime.physics import Limits
+from forcefields.runtime.settings import ModelSettings
 from forcefields.verification import verify_checkpoint, verify_package
 from forcegate.errors import CheckpointMismatch, EnvironmentBroken
 
@@ -48,7 +50,11 @@ def load(catalogue: Catalogue, variant: Variant, checkpoint: Path, device: str) 
     family = catalogue.family_of(variant)
     verify_checkpoint(checkpoint, variant)
     verify_package(family)
-    loaded = adapter(family).load(checkpoint, variant, device)
+    found = adapter(family)
+    how = arithmetic.chosen(ModelSettings.from_environment(), family, found, device)
+    how.apply()
+    loaded = (found.load_with_cuequivariance if how.cuequivariance else found.load)(checkpoint, variant, device)
+    how.apply()
     if not set(variant.elements) <= set(loaded.elements) or abs(loaded.cutoff - variant.cutoff) > 1e-6:
         raise CheckpointMismatch(
             f"The catalogue and the checkpoint of {variant.name} disagree: cutoff {variant.cutoff} and {loaded.cutoff} A, "

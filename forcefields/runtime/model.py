@@ -15,7 +15,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils  # provided by Triton's stub
 
 from forcefields import catalogue
-from forcefields.runtime import calibration, gate, loading, transport
+from forcefields.runtime import arithmetic, calibration, gate, loading, transport
 from forcefields.runtime.batch import Job
 from forcefields.runtime.engine import Engine, Report
 from forcefields.runtime.journal import Journal
@@ -69,8 +69,9 @@ class TritonPythonModel:
         # On a CPU a second thread would take the GIL and a core from the evaluation that it runs beside.
         self._engine = engine = Engine(force_field, variant, limits, watchdog=watchdog.watch, ahead=device != "cpu")
         family = families.family_of(variant)
+        how = arithmetic.chosen(self._settings, family, type(force_field), device)
         report = gate.pass_or_raise(engine, family, device, self._settings)
-        found = calibration.calibrated(engine, device, *gate.memory_of_calibration(self._settings.state, variant, family, device))
+        found = calibration.calibrated(engine, device, *gate.memory_of_calibration(self._settings, variant, family, device))
         engine.size, engine.limits = found.size, replace(limits, edges=found.cost.edges)
         # From here on: a process that somebody kills during its gate says nothing against the gate's structures.
         engine.journal = Journal(self._settings.state / "journal" / args["model_instance_name"])
@@ -78,7 +79,7 @@ class TritonPythonModel:
         self._teller = Teller(Metrics(name, pb_utils).observe, _note)
         transport.carrier()  # now rather than in the first request: it may have to import its library
         seconds = time.perf_counter() - started
-        gate.write_report(self._settings.state, variant, device, seconds, report, found.cost)
+        gate.write_report(self._settings.state, variant, device, seconds, report, found.cost, how)
         log.info("model ready", extra={"device": device, "seconds": round(seconds, 2), "limit_edges": engine.limits.edges})
 
     def _fail(self, name: str, error: ForcegateError) -> None:

@@ -20,6 +20,8 @@ class ModelSettings:
     max_atoms: int = 50_000
     memory_gb: float = 0.0
     log_level: str = "info"
+    matmul_precision: str = "highest"
+    cuequivariance: str = "off"
 
     @classmethod
     def from_environment(cls) -> ModelSettings:
@@ -32,6 +34,8 @@ class ModelSettings:
             max_atoms=int(get("FORCEGATE_MAX_ATOMS", "50000")),
             memory_gb=float(get("FORCEGATE_MEMORY_GB", "0")),
             log_level=get("FORCEGATE_LOG_LEVEL", "info"),
+            matmul_precision=get("FORCEGATE_MATMUL_PRECISION", "highest"),
+            cuequivariance=get("FORCEGATE_CUEQUIVARIANCE", "off"),
         )
 
     def as_environment(self) -> dict[str, str]:

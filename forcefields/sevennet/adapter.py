@@ -28,6 +28,8 @@ FROM_PACKAGE = [0, 1, 2, 4, 5, 3]
 class SevenNet(ForceField):
     """A SevenNet checkpoint; heads are its modals."""
 
+    takes_cuequivariance = True
+
     def __init__(self, model: Any, cutoff: float, elements: tuple[int, ...], device: str) -> None:
         self.cutoff, self.elements = cutoff, elements
         self._model, self._device = model, device
@@ -35,8 +37,17 @@ class SevenNet(ForceField):
     @classmethod
     def load(cls, checkpoint: Path, variant: Variant, device: str) -> SevenNet:
         """Builds the model of a ``.pth`` checkpoint of the package."""
+        return cls._load(checkpoint, variant, device, cuequivariance=False)
+
+    @classmethod
+    def load_with_cuequivariance(cls, checkpoint: Path, variant: Variant, device: str) -> SevenNet:
+        """As ``load``; the package replaces its convolutions."""
+        return cls._load(checkpoint, variant, device, cuequivariance=True)
+
+    @classmethod
+    def _load(cls, checkpoint: Path, variant: Variant, device: str, cuequivariance: bool) -> SevenNet:
         loaded = load_checkpoint(str(checkpoint))
-        model = loaded.build_model()
+        model = loaded.build_model(enable_cueq=cuequivariance)
         model.set_is_batch_data(True)
         model.to(device).eval().requires_grad_(False)
         heads = tuple(model.modal_map or ())

@@ -64,6 +64,8 @@ def environment(settings: Settings) -> dict[str, str]:
         max_atoms=settings.max_atoms,
         memory_gb=settings.memory_gb,
         log_level=settings.log_level,
+        matmul_precision=settings.matmul_precision,
+        cuequivariance=settings.cuequivariance,
     )
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("FORCEGATE_", "PYTHON", "VIRTUAL_ENV"))}
     variables = inherited | ALLOCATOR | model.as_environment()

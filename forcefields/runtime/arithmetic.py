@@ -1,0 +1,66 @@
+"""How a GPU computes: the precision of float32 matrix products, and NVIDIA's cuEquivariance. A CPU always computes in full float32.
+
+Both are settings of the service with the safe default, and part of what the gate's memory covers: after a change the whole gate is
+run again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from forcefields.base import ForceField
+from forcefields.catalogue import Family
+from forcefields.runtime.settings import ModelSettings
+from forcegate.errors import EnvironmentBroken
+
+PACKAGES = ("cuequivariance_torch", "cuequivariance_ops_torch")
+"""What has to be importable: the layers, and the kernels without which they are slower than what they replace."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What was chosen for one model on one device.
+
+    Attributes:
+        matmul_precision: ``highest`` is float32 in every step; ``high`` and ``medium`` are torch's words for rounding the factors
+            of float32 products to TensorFloat-32 or less.
+        cuequivariance: whether the model's equivariant layers are those of cuEquivariance.
+    """
+
+    matmul_precision: str = "highest"
+    cuequivariance: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a model's report."""
+        return asdict(self)
+
+    def apply(self) -> None:
+        """Sets torch's precision for this process. Packages change it when they load, so it is called after them too."""
+        torch = sys.modules.get("torch")
+        if torch is None:  # TensorFlow has its own, in forcefields/grace/tensorflow_settings.py
+            return
+        # It also sets cuBLAS's TF32; cuDNN has a switch of its own, which torch leaves on.
+        torch.set_float32_matmul_precision(self.matmul_precision)
+        torch.backends.cudnn.allow_tf32 = self.matmul_precision != "highest"
+
+
+def chosen(settings: ModelSettings, family: Family, adapter: type[ForceField], device: str) -> Arithmetic:
+    """What the settings mean for a family on a device.
+
+    Raises:
+        EnvironmentBroken: cuEquivariance is asked for and not installed.
+    """
+    if device == "cpu":
+        return Arithmetic()
+    wanted = settings.cuequivariance != "off" and adapter.takes_cuequivariance
+    missing = [name for name in PACKAGES if wanted and importlib.util.find_spec(name) is None]
+    if missing and settings.cuequivariance == "on":
+        raise EnvironmentBroken(
+            f"cuEquivariance is asked for (FORCEGATE_CUEQUIVARIANCE=on), and {family.name}'s environment has no {missing[0]}.",
+            f"Run `environments/uv/bin/uv pip install --no-deps --python environments/{family.environment}/bin/python "
+            f"-r forcefields/{family.name}/accelerated.txt`, or set FORCEGATE_CUEQUIVARIANCE=off.",
+        )
+    return Arithmetic(settings.matmul_precision, wanted and not missing)
