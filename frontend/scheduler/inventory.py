@@ -1,7 +1,7 @@
 """The devices of this machine: NVIDIA GPUs through NVML or, where there are none, the CPU with the host's memory as one device.
 
-The one file that imports NVML. A GPU that NVML reports lost or in error stays in the list with its fault, so that people see it, and
-nothing is placed on it. NVML that fails, or never returns, costs the newness of the readings and nothing else: it is called in a
+The one file that imports NVML. A GPU that NVML reports lost or in error stays in the list with its fault, so that people see it,
+and nothing is placed on it. NVML that fails, or never returns, costs the newness of the readings and nothing else: it is called in a
 thread, the last readings are kept, and after ``STALE_SECONDS`` each carries the fault that there is no new one.
 """
 
@@ -241,6 +241,6 @@ def _container_limit() -> tuple[int, int] | None:
 
 def _warmth() -> float | None:
     """Degrees Celsius of the hottest core; None where the machine has no sensor, as virtual ones do not."""
-    sensors = getattr(psutil, "sensors_temperatures", dict)()
+    sensors: dict[str, Any] = getattr(psutil, "sensors_temperatures", dict)()
     readings = [entry.current for name in ("coretemp", "k10temp", "cpu_thermal") for entry in sensors.get(name, ())]
     return max(readings) if readings else None

@@ -15,7 +15,7 @@ GB = 2**30
 
 
 class Library:
-    """The functions of ``pynvml`` that are used, over a list of GPUs. A GPU is a dictionary; its ``error`` is raised by every call."""
+    """The functions of ``pynvml`` that are used, over a list of GPUs: a dictionary each, whose ``error`` every call raises."""
 
     NVMLError = pynvml.NVMLError
     NVML_ERROR_GPU_IS_LOST = pynvml.NVML_ERROR_GPU_IS_LOST

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 
 import psutil
 import pynvml
@@ -127,26 +128,23 @@ def test_an_error_that_nobody_has_foreseen_is_an_error_of_the_reading() -> None:
 
 def test_the_binding_without_a_driver_is_a_failed_reading() -> None:
     # The real library: this machine may have a GPU or none, and neither is an exception of another kind.
-    try:
-        assert all(device.kind in ("gpu", "mig") for device in NvmlReader().read())
-    except ReadingFailed as error:
-        assert "NVML does not answer" in str(error)
+    reader = NvmlReader()
+    if Path("/proc/driver/nvidia/version").exists():
+        assert all(device.kind in ("gpu", "mig") for device in reader.read())
+    else:
+        with pytest.raises(ReadingFailed, match="NVML does not answer"):
+            reader.read()
 
 
 def test_this_machine_as_a_device() -> None:
     (device,) = HostReader().read()
     assert (device.id, device.kind, device.fault) == ("cpu", "cpu", "")
     assert 0 < device.memory_used_mb < device.memory_total_mb <= psutil.virtual_memory().total / 2**20
-    # Other programs give memory back and take it too, so that the largest of a few differences counts.
-    assert max(_grown() for _ in range(5)) > 256
-
-
-def _grown() -> int:
-    """MB by which the reading grows while 512 MB are held."""
-    before = HostReader().read()[0].memory_used_mb
-    held = bytearray(512 * 2**20)
-    held[::4096] = b"x" * len(held[::4096])
-    return HostReader().read()[0].memory_used_mb - before
+    # Other programs take and give back memory between the two readings, and a container may be allowed less than the machine has.
+    lines = (line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    kilobytes = {name: int(value.split()[0]) for name, value in lines}
+    if device.memory_total_mb == kilobytes["MemTotal"] // 1024:
+        assert abs(device.memory_free_mb - kilobytes["MemAvailable"] / 1024) < 2048
 
 
 def test_a_machine_without_gpus_is_its_cpu() -> None:
