@@ -1,7 +1,7 @@
 """``python -m benchmarks.scheduler``: the scheduler over simulated GPUs, its invariants, and how long a decision takes.
 
-Writes ``scheduler.json`` and ``scheduler.png`` (residency, utilization and queue over time) into the folder that ``--out`` names. The
-exit status is 1 where something that must hold does not.
+Writes ``scheduler.json`` and ``scheduler.png`` (residency, utilization and queue over time) into the folder that ``--out`` names.
+The exit status is 1 where something that must hold does not.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def summary(made: Scenario, outcome: Outcome) -> dict[str, Any]:
         "hours": round(outcome.end / 3600, 2),
         "throughput_over_fluid_bound": round(fluid_end(made) / outcome.end, 4),
         "longest_wait_seconds": round(max(outcome.waits.values())),
-        "longest_wait_bound_seconds": round(3 * backlog_seconds(made) + max(Policy().patience_seconds)),
+        "longest_wait_bound_seconds": round(starvation_bound(made)),
         "wait_seconds": {
             name: {"mean": round(float(np.mean(values)), 1), "p99": round(float(np.percentile(values, 99)), 1)}
             for name, values in waits.items()
@@ -74,6 +74,11 @@ def summary(made: Scenario, outcome: Outcome) -> dict[str, Any]:
         "violations": len(outcome.violations),
         "first_violations": outcome.violations[:5],
     }
+
+
+def starvation_bound(made: Scenario) -> float:
+    """The longest that a task may wait, in s: until it has come to the highest priority, and then for what was there before it."""
+    return (len(PRIORITIES) - 1) * Policy().ageing_seconds + backlog_seconds(made)
 
 
 @dataclass

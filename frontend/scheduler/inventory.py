@@ -1,8 +1,8 @@
 """The devices of this machine: NVIDIA GPUs through NVML or, where there are none, the CPU with the host's memory as one device.
 
 The one file that imports NVML. A GPU that NVML reports lost or in error stays in the list with its fault, so that people see it,
-and nothing is placed on it. NVML that fails, or never returns, costs the newness of the readings and nothing else: it is called in a
-thread, the last readings are kept, and after ``STALE_SECONDS`` each carries the fault that there is no new one.
+and nothing is placed on it. NVML that fails, or never returns, costs the newness of the readings and nothing else: it is called in
+a thread, the last readings are kept, and after ``STALE_SECONDS`` each carries the fault that there is no new one.
 """
 
 from __future__ import annotations

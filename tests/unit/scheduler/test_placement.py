@@ -46,30 +46,32 @@ devices = st.lists(
 demands = st.builds(Demand, st.sampled_from(MODELS), st.integers(100, 30_000), st.integers(0, 60_000), st.booleans())
 
 
+def residents(model: str) -> st.SearchStrategy[Resident]:
+    """A model on a device, in any state."""
+    return st.builds(
+        Resident,
+        st.just(model),
+        st.integers(100, 20_000),
+        since=st.floats(0, NOW),
+        load_seconds=st.sampled_from([0.0, 10.0, 1e5]),
+        loaded=st.booleans(),
+        leaving=st.booleans(),
+        doubled=st.booleans(),
+        in_flight=st.integers(0, 1),
+        work_mb=st.integers(0, 5000),
+        last_used=st.floats(0, NOW),
+    )
+
+
 @st.composite
 def clusters(draw: st.DrawFn) -> tuple[list[Device], list[tuple[str, Resident]], Policy]:
     """An inventory, residents of any state, a policy."""
     inventory = draw(devices)
-    there = []
-    for device in inventory:
-        for model in draw(st.lists(st.sampled_from(MODELS), unique=True, max_size=2)):
-            there.append(
-                (
-                    device.id,
-                    Resident(
-                        model,
-                        draw(st.integers(100, 20_000)),
-                        since=draw(st.floats(0, NOW)),
-                        load_seconds=draw(st.sampled_from([0.0, 10.0, 1e5])),
-                        loaded=draw(st.booleans()),
-                        leaving=draw(st.booleans()),
-                        doubled=draw(st.booleans()),
-                        in_flight=draw(st.integers(0, 1)),
-                        work_mb=draw(st.integers(0, 5000)),
-                        last_used=draw(st.floats(0, NOW)),
-                    ),
-                )
-            )
+    there = [
+        (device.id, draw(residents(model)))
+        for device in inventory
+        for model in draw(st.lists(st.sampled_from(MODELS), unique=True, max_size=2))
+    ]
     policy = Policy(
         pinned=draw(st.frozensets(st.sampled_from(MODELS), max_size=2)),
         reserved={inventory[0].id: frozenset("a")} if draw(st.booleans()) else {},
