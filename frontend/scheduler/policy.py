@@ -1,0 +1,40 @@
+"""The settings of placement, as one value that a pure function can take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+PRIORITIES = ("CRITICAL", "HIGH", "NORMAL", "LOW")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How memory is given to models.
+
+    Attributes:
+        margin_mb: memory of each device that is never given away.
+        models_per_device: models that may live on one device at once.
+        idle_seconds: a model that nobody has asked for so long is unloaded.
+        hold: a model stays at least this many times as long as its load took, so that loads take at most 1 / (1 + hold)
+            of the time, however requests alternate.
+        pinned: models that are never evicted.
+        reserved: devices that only the named models may use.
+        allowed: models that may live on the named devices alone; others go anywhere.
+        ageing_seconds: a task goes up by one priority for each such time that it has waited.
+        patience_seconds: for each priority, how long tasks of loaded models may go before a task whose model is not.
+        scale_out_seconds: a model whose tasks wait longer than this may get another replica.
+        replicas: the most devices that one model may be on.
+    """
+
+    margin_mb: int = 2000
+    models_per_device: int = 2
+    idle_seconds: float = 3600.0
+    hold: float = 1.0
+    pinned: frozenset[str] = frozenset()
+    reserved: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ageing_seconds: float = 1800.0
+    patience_seconds: tuple[float, ...] = (0.0, 30.0, 120.0, 300.0)
+    scale_out_seconds: float = 60.0
+    replicas: int = 4
