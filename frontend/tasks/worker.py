@@ -5,7 +5,6 @@ It takes tasks from the queue and carries them out in threads, dozens at once, s
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import signal
@@ -28,6 +27,7 @@ from frontend.tasks.callbacks import Deliveries
 from frontend.tasks.context import Context, Ended
 from frontend.tasks.engine import Consumer, Entries
 from frontend.tasks.identity import identity
+from frontend.tasks.kinds import KINDS
 from frontend.tasks.leases import Leases
 from frontend.tasks.ledger import Ledger
 from frontend.tasks.queue import open_database
@@ -232,7 +232,7 @@ def main() -> int:
     try:
         settings = all_settings.load()
         jsonlog.configure(settings.log_level, process="worker")
-        run(settings, importlib.import_module("frontend.tasks.kinds").KINDS)
+        run(settings, KINDS)
     except SetupError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 2
