@@ -102,16 +102,20 @@ schema = schemathesis.openapi.from_path(
 )  # the served one is the same: tests/unit/test_gateway_app.py
 
 
+UNKNOWN_HEADER = "x-schemathesis-unknown-property"
+
 QUEUED = "/api/v1/(tasks/.+|optimization|stability|bulk_modulus|heat_capacity|elasticity|interaction_energy|qmof_energy)$"
 """Operations of the queue, many and alike: fewer examples of each do."""
 
 
 @schema.include(path_regex=QUEUED).parametrize()
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_queue_answers_as_it_is_documented(case: schemathesis.Case, service: RunningService) -> None:
-    if isinstance(case.body, dict):
+    if isinstance(case.body, dict) and not any(name.lower() == "x-forcegate-timeout" for name in case.headers):
         case.headers["X-Forcegate-Timeout"] = "5"
-    excluded = [negative_data_rejection] if case.path == "/api/v1/tasks/batch" else []
+    # In a batch a malformed structure fails alone; and a header that nobody knows is no reason to refuse a request.
+    accepted = case.path == "/api/v1/tasks/batch" or UNKNOWN_HEADER in case.headers
+    excluded = [negative_data_rejection] if accepted else []
     case.call_and_validate(base_url=service.url, checks=[*CHECKS, answers_are_typed], excluded_checks=excluded)
 
 
