@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -21,6 +22,7 @@ from frontend import settings as all_settings
 from frontend.settings import PREFIX, Settings
 
 START_SECONDS = 1800.0
+SETTLE_SECONDS = 30.0
 """Time that a first start may take, installing included."""
 
 Say = Callable[[str], None]
@@ -72,7 +74,8 @@ def own(models: Sequence[str], state: Path, configured: Settings, **overrides: o
     """
     names = ("port", "grpc_port", "metrics_port", "http_port")
     chosen = dict(zip(names, free_ports(len(names)), strict=True)) | {"models": tuple(models), "state": state, "host": "127.0.0.1"}
-    settings = configured.model_copy(update=chosen | overrides)
+    # No worker: what is measured are requests, and tasks have a section that starts its own.
+    settings = configured.model_copy(update=chosen | {"workers": 0} | overrides)
     state.mkdir(parents=True, exist_ok=True)
     log = state / "serve.log"
     say(f"starting a service of our own for {', '.join(models)} (its words are in {log})")
@@ -86,6 +89,7 @@ def own(models: Sequence[str], state: Path, configured: Settings, **overrides: o
         )
     try:
         _wait(settings, process, log)
+        _settle(psutil.Process(process.pid))
         yield settings
     finally:
         if process.poll() is None:
@@ -107,6 +111,27 @@ def _wait(settings: Settings, process: subprocess.Popen[bytes], log: Path) -> No
             end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             raise SetupError("The service to measure did not start.", f"The end of {log}:\n{end}")
         time.sleep(0.2)
+
+
+def _settle(supervisor: psutil.Process) -> None:
+    """Waits until the processes are at rest: a gateway that is ready still opens the database of the tasks, which takes seconds."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    before = _cpu_seconds(supervisor)
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        after = _cpu_seconds(supervisor)
+        if after - before < 0.05:  # a tenth of a core
+            return
+        before = after
+
+
+def _cpu_seconds(supervisor: psutil.Process) -> float:
+    seconds = 0.0
+    for child in supervisor.children(recursive=True):
+        with suppress(psutil.Error):
+            times = child.cpu_times()
+            seconds += times.user + times.system
+    return seconds
 
 
 def _answers(settings: Settings) -> bool:

@@ -34,7 +34,8 @@ def test_one_section_from_start_to_report(tmp_path: Path) -> None:
         assert row["atoms_per_second"] > 7.9 * row["structures_per_second"]
         # Within its cutoff of 8.5 A an argon atom of a crystal has between 50 and 150 neighbours.
         assert 50 < seen["edges_per_second"] / row["atoms_per_second"] < 150
-        assert (seen["cpu_ms_gateway"] > 0.1) == (protocol == "rest"), "over gRPC the gateway has nothing to do"
+        # Over gRPC the gateway has nothing to do but to look after the models, once in a while.
+        assert (seen["cpu_ms_gateway"] > 0.5 * rows["rest", number]["service"]["cpu_ms_gateway"]) == (protocol == "rest"), rows
         assert seen["cpu_ms_model"] > 0
         # Requests that wait while the model is busy share its next batch.
         assert seen["mean_batch_structures"] == 1 if number == 1 else seen["mean_batch_structures"] > 2

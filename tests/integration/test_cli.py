@@ -140,10 +140,10 @@ def test_plain_tritonclient_gives_the_energy_of_the_calculator(service: RunningS
     assert float(match[1]) == pytest.approx(expected, abs=2e-5)
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 def test_every_python_block_of_the_page_runs(service: RunningService, number: int, tmp_path: Path) -> None:
     blocks = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "from forcegate import" in block]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     done = run(service, "-c", blocks[number], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "eV" in done.stdout or number == 1
