@@ -41,7 +41,7 @@ class Processes:
 
     def cpu_seconds(self, model: str) -> dict[str, float]:
         """Processor seconds so far of the model's process, the server, the gateway and the supervisor."""
-        return {kind: sum(map(_cpu, pids)) for kind, pids in self._kinds(model).items()}
+        return {kind: sum(map(cpu_seconds_of, pids)) for kind, pids in self._kinds(model).items()}
 
     def memory(self) -> dict[str, float]:
         """Resident memory in MB of every process, by kind or by the model's name."""
@@ -73,7 +73,8 @@ def _gateways(supervisor: psutil.Process) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _cpu(pid: int) -> float:
+def cpu_seconds_of(pid: int) -> float:
+    """Processor seconds so far of one process; 0 where it has ended."""
     with suppress(psutil.Error):
         times = psutil.Process(pid).cpu_times()
         return float(times.user + times.system)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -17,6 +17,7 @@ import psutil
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.processes import cpu_seconds_of
 from forcegate.errors import SetupError
 from frontend import settings as all_settings
 from frontend.settings import PREFIX, Settings
@@ -126,12 +127,7 @@ def _settle(supervisor: psutil.Process) -> None:
 
 
 def _cpu_seconds(supervisor: psutil.Process) -> float:
-    seconds = 0.0
-    for child in supervisor.children(recursive=True):
-        with suppress(psutil.Error):
-            times = child.cpu_times()
-            seconds += times.user + times.system
-    return seconds
+    return sum(cpu_seconds_of(child.pid) for child in supervisor.children(recursive=True))
 
 
 def _answers(settings: Settings) -> bool:

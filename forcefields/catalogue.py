@@ -147,6 +147,10 @@ class Variant:
         """Whether the spin multiplicity makes a difference to ``head``."""
         return self.uses_spin and (not self.charge_heads or head in self.charge_heads)
 
+    def elements_outside(self, numbers: Iterable[int]) -> list[int]:
+        """Those atomic numbers, sorted, that the model was not trained on."""
+        return sorted(set(numbers) - set(self.elements))
+
 
 @dataclass(frozen=True)
 class Family:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 
 import msgpack
@@ -109,8 +109,7 @@ def wants_msgpack(accept: str) -> bool:
     if "msgpack" not in accept:
         return False
     best = {JSON: 0.0, MSGPACK: 0.0}
-    for entry in accept.lower().split(","):
-        kind, *parameters = (part.strip() for part in entry.split(";"))
+    for kind, *parameters in _accepted(accept):
         quality = 1.0
         for parameter in parameters:
             if parameter.startswith("q="):
@@ -129,8 +128,12 @@ def wants_arrays(accept: str) -> bool:
     """Whether an Accept header that prefers msgpack wants arrays as their bytes: ``application/msgpack; arrays=raw``."""
     if arrays.PARAMETER not in accept:
         return False
-    entries = ([part.strip() for part in entry.split(";")] for entry in accept.lower().split(","))
-    return any(kind in _MSGPACK_NAMES and arrays.PARAMETER in parameters for kind, *parameters in entries)
+    return any(kind in _MSGPACK_NAMES and arrays.PARAMETER in parameters for kind, *parameters in _accepted(accept))
+
+
+def _accepted(accept: str) -> Iterator[list[str]]:
+    """The entries of an Accept header: a media type and its parameters each."""
+    return ([part.strip() for part in entry.split(";")] for entry in accept.lower().split(","))
 
 
 def encode(value: Any, msgpacked: bool, raw: bool = False) -> bytes:

@@ -15,12 +15,12 @@ import numpy as np
 
 from forcegate.contract import EXTRA_OUTPUTS, output_specs
 from forcegate.dispersion import UNCORRECTED, correction
-from forcegate.errors import ForcegateError, InvalidRequest, Overloaded, UnknownHead, UnknownModel, UnsupportedTask
+from forcegate.errors import ForcegateError, InvalidRequest, Overloaded, UnknownModel, UnsupportedTask
 from forcegate.structure import Structure
 from frontend import evaluation, merge
 from frontend.bodies import Shared
 from frontend.evaluation import Arrays, Question
-from frontend.requests import Batch, MultiModel, Options, SinglePoint
+from frontend.requests import Batch, MultiModel, Options, SinglePoint, require_head
 from frontend.service import Service
 from frontend.telemetry import Call
 from frontend.triton.directory import Facts
@@ -147,20 +147,10 @@ def provenance(asked: Asked) -> Shared:
 
 def _asked(service: Service, name: str, head: str, options: Options) -> Asked:
     facts = service.directory.facts(name)
-    head = _head(facts, head)
+    require_head(facts.model, facts.heads, head)
     used = head or facts.default_head
     added = correction(facts.model, facts.dispersion_of(used), facts.functional_of(used), options.dispersion)
     return Asked(facts, head, None if added is None else service.directory.facts(added))
-
-
-def _head(facts: Facts, head: str) -> str:
-    if head and head not in facts.heads:
-        known = ", ".join(facts.heads)
-        raise UnknownHead(
-            f"The model {facts.model!r} has no head {head[:60]!r}.",
-            f"Its heads are: {known}." if known else "It has a single one: leave `head` out.",
-        )
-    return head
 
 
 async def _evaluate(service: Service, asked: Asked, structure: Structure, options: Options, call: Call) -> dict[str, Any]:
@@ -278,12 +268,11 @@ def _refuse_duplicates(service: Service, task: MultiModel) -> None:
 
 
 def _outside(service: Service, task: MultiModel) -> dict[str, list[int]]:
-    elements = {int(number) for number in task.structure.numbers}
+    elements = task.structure.numbers.tolist()
     outside = {}
     for name in task.models:
         try:
-            known = set(service.directory.entry(name).variant.elements)
+            outside[name] = service.directory.entry(name).variant.elements_outside(elements)
         except UnknownModel:
             continue
-        outside[name] = sorted(elements - known)
     return outside

@@ -19,7 +19,7 @@ import orjson
 
 from forcegate import arrays
 from forcegate.dispersion import CHOICES
-from forcegate.errors import ForcegateError, InvalidRequest, InvalidStructure, StructureTooLarge
+from forcegate.errors import ForcegateError, InvalidRequest, InvalidStructure, StructureTooLarge, UnknownHead
 from forcegate.structure import Structure, from_mapping
 
 if TYPE_CHECKING:
@@ -176,32 +176,54 @@ def _batch(data: Mapping[str, Any], limits: Limits) -> Batch:
 
 
 def _multi_model(data: Mapping[str, Any], limits: Limits) -> MultiModel:
+    names = model_names(data)
+    task = data.get("task", "single_point")
+    if not isinstance(task, str):
+        raise InvalidRequest("`task` has to be the name of a calculation.", "`single_point` is served.")
+    parameters = mapping(data, "task_params")
+    heads = heads_of(parameters)
+    return MultiModel(
+        models=names,
+        task=task,
+        options=_options(parameters),
+        heads=heads,
+        align=flag(parameters, "align", True),
+        structure=read_structure(required(data, "atoms"), limits),
+    )
+
+
+def model_names(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """The models that are to be compared, as they were named."""
     names = required(data, "model_names")
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise InvalidRequest("`model_names` has to be a list of model names.")
     if not names or len(names) > MAX_MODELS:
         raise InvalidRequest(f"`model_names` holds {len(names)} names; give 1 to {MAX_MODELS}.", "")
-    task = data.get("task", "single_point")
-    if not isinstance(task, str):
-        raise InvalidRequest("`task` has to be the name of a calculation.", "`single_point` is served.")
-    parameters = data.get("task_params")
-    if parameters is None:
-        parameters = {}
-    if not isinstance(parameters, Mapping):
-        raise InvalidRequest(f"`task_params` has to be an object, and it is {kind_of(parameters)}.")
+    return tuple(names)
+
+
+def heads_of(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The heads that are wanted, by the names of their models."""
     heads = parameters.get("heads")
-    if heads is not None and not (
-        isinstance(heads, Mapping) and all(isinstance(key, str) and isinstance(value, str) for key, value in heads.items())
-    ):
+    if heads is None:
+        return {}
+    if not isinstance(heads, Mapping) or not all(isinstance(part, str) for pair in heads.items() for part in pair):
         raise InvalidRequest("`task_params.heads` has to give a head's name for a model's name.")
-    return MultiModel(
-        models=tuple(names),
-        task=task,
-        options=_options(parameters),
-        heads=dict(heads or {}),
-        align=_flag(parameters, "align", True),
-        structure=read_structure(required(data, "atoms"), limits),
-    )
+    return dict(heads)
+
+
+def require_head(model: str, heads: Sequence[str], head: str) -> None:
+    """Checks that a model with ``heads`` has the one that is asked for; an empty one is the default.
+
+    Raises:
+        UnknownHead: it has not.
+    """
+    if head and head not in heads:
+        known = ", ".join(heads)
+        raise UnknownHead(
+            f"The model {model!r} has no head {head[:60]!r}.",
+            f"Its heads are: {known}." if known else "It has a single one: leave `head` out.",
+        )
 
 
 def read_structure(entry: Any, limits: Limits) -> Structure:
@@ -302,7 +324,7 @@ def _options(data: Mapping[str, Any]) -> Options:
     dispersion = data.get("dispersion")
     if dispersion is not None and dispersion not in CHOICES:
         raise InvalidRequest(f"`dispersion` has to be one of {', '.join(CHOICES)}.")
-    if _flag(data, "use_d3", False):
+    if flag(data, "use_d3", False):
         if dispersion == "none":
             raise InvalidRequest("`use_d3` is true and `dispersion` is none.", "Leave one of them out.")
         dispersion = "d3bj"
@@ -310,8 +332,8 @@ def _options(data: Mapping[str, Any]) -> Options:
     if head is not None and not isinstance(head, str):
         raise InvalidRequest(f"`head` has to be the name of a head, and it is {kind_of(head)}.")
     return Options(
-        forces=_flag(data, "compute_forces", True),
-        stress=_flag(data, "compute_stress", True),
+        forces=flag(data, "compute_forces", True),
+        stress=flag(data, "compute_stress", True),
         head=(head or "")[:_NAME_LENGTH],
         dispersion=dispersion or "auto",
     )
@@ -330,7 +352,17 @@ def text(data: Mapping[str, Any], name: str) -> str:
     return value[:_NAME_LENGTH]
 
 
-def _flag(data: Mapping[str, Any], name: str, default: bool) -> bool:
+def mapping(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An object that may be left out."""
+    value = data.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"`{name}` has to be an object, and it is {kind_of(value)}.")
+    return value
+
+
+def flag(data: Mapping[str, Any], name: str, default: bool) -> bool:
     value = data.get(name, default)
     if not isinstance(value, bool):
         raise InvalidRequest(f"`{name}` has to be true or false, and it is {kind_of(value)}.")

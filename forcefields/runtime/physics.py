@@ -107,7 +107,7 @@ def _finite_and_sized(structure: Structure, limits: Limits) -> None:
 
 
 def _elements(structure: Structure, variant: Variant) -> None:
-    unknown = sorted(set(structure.numbers.tolist()) - set(variant.elements))
+    unknown = variant.elements_outside(structure.numbers.tolist())
     if unknown:
         names = [chemical_symbols[z] if 0 < z < len(chemical_symbols) else f"number {z}" for z in unknown]
         raise UnsupportedElement(f"{variant.name} was not trained on {', '.join(names[:8])}.")

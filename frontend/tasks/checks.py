@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from ase.data import chemical_symbols
 
 from forcefields.catalogue import Variant
@@ -16,11 +15,11 @@ from forcegate.errors import (
     InvalidRequest,
     ModelNotReady,
     SpinNotSupported,
-    UnknownHead,
     UnknownModel,
     UnsupportedElement,
 )
 from forcegate.structure import Structure
+from frontend.requests import require_head
 from frontend.tasks.submission import Submission
 from frontend.triton.directory import LOADING, Directory
 
@@ -70,7 +69,7 @@ def check_structure(variant: Variant, head: str | None, structure: Structure) ->
         UnsupportedElement: it does not know one of the elements.
         ChargeNotSupported, SpinNotSupported: it would ignore what is given.
     """
-    unknown = sorted(set(np.unique(structure.numbers).tolist()) - set(variant.elements))
+    unknown = variant.elements_outside(structure.numbers.tolist())
     if unknown:
         names = ", ".join(chemical_symbols[number] for number in unknown)
         raise UnsupportedElement(f"The model {variant.name!r} does not know {names}.")
@@ -95,7 +94,7 @@ def _several(directory: Directory, submission: Submission) -> Resolved:
         seen[canonical] = name
         try:
             variant = directory.entry(name).variant
-            outside[name] = sorted(set(np.unique(structure.numbers).tolist()) - set(variant.elements))
+            outside[name] = variant.elements_outside(structure.numbers.tolist())
             level = _level(directory, name, submission.heads[name], submission.dispersion)
             for each in (structure, submission.guest):
                 if each is not None:
@@ -119,12 +118,7 @@ def _level(directory: Directory, name: str, head: str, dispersion: str) -> dict[
     entry = directory.entry(name)
     _require_ready(directory, name)
     variant = entry.variant
-    if head and head not in variant.heads:
-        known = ", ".join(variant.heads)
-        raise UnknownHead(
-            f"The model {variant.name!r} has no head {head[:60]!r}.",
-            f"Its heads are: {known}." if known else "It has a single one: leave `head` out.",
-        )
+    require_head(variant.name, variant.heads, head)
     used = head or variant.default_head
     added = correction(variant.name, variant.dispersion_of(used), variant.functional_of(used), dispersion)
     if added is not None:

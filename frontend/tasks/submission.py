@@ -21,7 +21,7 @@ from forcegate.errors import (
     UnsupportedTask,
 )
 from forcegate.structure import Structure, from_atoms, to_mapping
-from frontend.requests import MAX_MODELS, Limits, cleaned, kind_of, read_structure, required, text
+from frontend.requests import Limits, cleaned, flag, heads_of, kind_of, mapping, model_names, read_structure, required, text
 from frontend.tasks.kinds import CALCULATIONS, TaskParameters
 from frontend.tasks.kinds.interaction_energy import InteractionEnergy
 from frontend.tasks.task import Callback, Options, Priority, Status
@@ -121,7 +121,7 @@ def read(name: str, data: Mapping[str, Any], limits: Limits) -> Submission:
 def _batch(data: Mapping[str, Any], limits: Limits) -> Submission:
     task = _task(data)
     # Those of single points may stand beside `task`, as they do in a batch that answers at once.
-    given = {**({} if task != "single-point" else data), **_mapping(data, "task_params")}
+    given = {**({} if task != "single-point" else data), **mapping(data, "task_params")}
     asked, guest = _parameters(task, {**_level(data), **given}, limits)
     entries = required(data, "atoms")
     if isinstance(entries, str | bytes | Mapping) or not isinstance(entries, Sequence):
@@ -141,22 +141,12 @@ def _batch(data: Mapping[str, Any], limits: Limits) -> Submission:
 
 
 def _multi_model(data: Mapping[str, Any], limits: Limits) -> Submission:
-    names = required(data, "model_names")
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise InvalidRequest("`model_names` has to be a list of model names.")
-    if not names or len(names) > MAX_MODELS:
-        raise InvalidRequest(f"`model_names` has to name one to {MAX_MODELS} models.", "")
-    task, given = _task(data), _mapping(data, "task_params")
+    task, given = _task(data), mapping(data, "task_params")
     asked, guest = _parameters(task, {**_level(data), **given}, limits)
-    heads = given.get("heads") or {}
-    if not isinstance(heads, Mapping) or not all(isinstance(part, str) for pair in heads.items() for part in pair):
-        raise InvalidRequest("`task_params.heads` has to give a head's name for a model's name.")
-    align = given.get("align", True)
-    if not isinstance(align, bool):
-        raise InvalidRequest(f"`align` has to be true or false, and it is {kind_of(align)}.")
+    names, heads, align = model_names(data), heads_of(given), flag(given, "align", True)
     structure = _structure(required(data, "atoms"), asked, limits)
     parameters = {"task": task, "parameters": asked.model_dump(mode="json"), "atoms": to_mapping(structure), "align": align}
-    submission = _submission("multi-model", tuple(names), asked, parameters, {0: structure}, data, guest=guest)
+    submission = _submission("multi-model", names, asked, parameters, {0: structure}, data, guest=guest)
     return replace(submission, heads={name: heads.get(name) or asked.head or "" for name in names})
 
 
@@ -169,7 +159,7 @@ def _submission(
     data: Mapping[str, Any],
     guest: Structure | None,
 ) -> Submission:
-    body = validated(OptionsBody, _mapping(data, "options"), "options.")
+    body = validated(OptionsBody, mapping(data, "options"), "options.")
     callback = None
     if body.callback is not None:
         try:
@@ -269,12 +259,3 @@ def _task(data: Mapping[str, Any]) -> str:
 
 def _level(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: data[name] for name in ("head", "dispersion", "use_d3") if name in data}
-
-
-def _mapping(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = data.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise InvalidRequest(f"`{name}` has to be an object, and it is {kind_of(value)}.")
-    return value
