@@ -101,9 +101,11 @@ def place(
 def _use(demand: Demand, cluster: Cluster, homes: Mapping[int, Resident], now: float) -> tuple[Decision | None, list[str]]:
     """A device that has the model; or why each that will take the work later does not take it now."""
     best, best_score, blocked = -1, -1.0, []
+    # A device may have been reserved for others since the model came to it.
+    open_to = cluster.usable & cluster.allowed(demand.model)
     for at, resident in sorted(homes.items()):
         device = cluster.devices[at].id
-        if not cluster.usable[at] or device in demand.excluded or resident.leaving:
+        if not open_to[at] or device in demand.excluded or resident.leaving:
             continue
         if not resident.loaded:
             blocked.append(f"{device}: the model is being loaded there.")

@@ -126,6 +126,13 @@ def test_what_is_decided_keeps_to_every_limit(
     assert state.held[decision.at] <= device.memory_total_mb - policy.margin_mb
 
 
+def test_a_model_gets_no_work_where_others_have_the_device_reserved() -> None:
+    there = [("gpu-0", resident("c"))]
+    policy = Policy(reserved={"gpu-0": frozenset("a")})
+    assert place(Demand("c", 100), [gpu(0)], there, Policy(), NOW).action == "use"
+    assert place(Demand("c", 100), [gpu(0), gpu(1)], there, policy, NOW).device == "gpu-1"
+
+
 def test_affinity_decides_before_balance() -> None:
     busy = gpu(0, used=60_000, utilization=100.0, temperature=89.0)
     assert place(Demand("a", 5000), [busy, gpu(1)], [("gpu-0", resident("a"))], Policy(), NOW).action == "use"
