@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -163,3 +164,18 @@ def stop(service: RunningService, patience: float = 60) -> int:
                 child.kill()
             service.process.wait()
     return service.process.returncode
+
+
+def in_flight(url: str) -> float:
+    """Structures that a gateway holds now."""
+    found = re.search(r"^forcegate_structures_in_flight ([0-9.]+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
+def wait_until(condition: object, what: str, seconds: float = 20) -> None:
+    """Waits for a condition; what ``what`` says is the failure of one that does not come true."""
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)

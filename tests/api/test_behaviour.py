@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
 import signal
 import socket
 import subprocess
@@ -24,7 +23,7 @@ from ase.build import bulk
 
 from forcegate.structure import from_atoms, to_mapping
 from tests.api.gateways import gateway_beside
-from tests.service import ROOT, RunningService
+from tests.service import ROOT, RunningService, in_flight, wait_until
 
 CRYSTAL = to_mapping(from_atoms(bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (3, 3, 3)))
 """216 atoms: about a second of sevennet-0 on one core."""
@@ -39,19 +38,6 @@ def busy(url: str, clients: int) -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
-
-
-def in_flight(url: str) -> float:
-    found = re.search(r"^forcegate_structures_in_flight ([0-9.]+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
-    assert found is not None
-    return float(found[1])
-
-
-def wait_until(condition: object, what: str, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def latencies(url: str, seconds: float) -> list[float]:

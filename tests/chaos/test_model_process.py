@@ -16,7 +16,7 @@ from forcegate.connection import Connection
 from forcegate.evaluation import evaluate
 from forcegate.structure import from_atoms
 from tests.chaos.load import clients
-from tests.service import RunningService, serving
+from tests.service import RunningService, serving, wait_until
 
 ARGON = Atoms("Ar3", positions=[[0, 0, 0], [3.8, 0, 0], [0, 3.8, 0]])
 
@@ -163,6 +163,8 @@ def test_what_was_cancelled_while_it_waited_costs_nothing(fragile: RunningServic
     held.touch()
     try:
         slow = send(many)
+        # The server reads the long request later than short ones that were sent after it.
+        wait_until(held.with_name("holding").exists, "the long one was not begun")
         waiting = [send(ARGON) for _ in range(8)]
         deadline = time.monotonic() + 20
         while fragile.metric_now("nv_inference_pending_request_count", model="faulty") < len(waiting):

@@ -16,7 +16,7 @@ from forcegate.evaluation import evaluate
 from forcegate.structure import from_atoms, to_mapping
 from tests.chaos.load import clients
 from tests.chaos.test_model_process import ARGON, with_element
-from tests.service import ROOT, RunningService, serving, stop
+from tests.service import ROOT, RunningService, in_flight, serving, stop, wait_until
 
 
 def single_point(service: RunningService, symbol: str = "Ar", model: str = "lj-argon") -> httpx.Response:
@@ -81,7 +81,8 @@ def test_sigterm_lets_requests_in_flight_finish_and_leaves_nothing(tmp_path: Pat
         threads = [threading.Thread(target=lambda: answers.append(single_point(service, "He", "faulty"))) for _ in range(6)]
         for thread in threads:
             thread.start()
-            time.sleep(0.05)
+        wait_until(lambda: in_flight(service.url) + len(answers) == len(threads), "the requests did not arrive")
+        assert not answers, "some are in flight when the signal comes"
         assert stop(service) == 0
         for thread in threads:
             thread.join(10)

@@ -18,6 +18,8 @@ HANG, CRASH, CRASH_IN_GRAPH, RAISE, MEMORY, SLOW, NOT_A_NUMBER = 43, 61, 84, 85,
 for a second and for as long as there is a file HELD, Rn gives NaN."""
 HELD = "held"
 """Beside the checkpoint; whoever puts it there decides how long He takes."""
+HOLDING = "holding"
+"""Beside it while a pass is held, so that whoever waits for that need not guess."""
 
 
 class Faulty(LennardJones):
@@ -28,7 +30,7 @@ class Faulty(LennardJones):
         """As Lennard-Jones, but for every element."""
         loaded = super().load(checkpoint, variant, device)
         loaded.elements = tuple(range(1, 119))
-        loaded.held = checkpoint.with_name(HELD)
+        loaded.held, loaded.holding = checkpoint.with_name(HELD), checkpoint.with_name(HOLDING)
         return loaded
 
     def graph(self, structure: Structure, head: str) -> Graph:
@@ -53,7 +55,9 @@ class Faulty(LennardJones):
         if SLOW in numbers:
             time.sleep(1.0)
             while self.held.exists():
+                self.holding.touch()
                 time.sleep(0.01)
+            self.holding.unlink(missing_ok=True)
         results = super().evaluate(graphs, outputs)
         for graph, result in zip(graphs, results, strict=True):
             if NOT_A_NUMBER in graph.payload.numbers:
