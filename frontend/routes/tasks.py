@@ -67,11 +67,12 @@ async def tasks(request: Request) -> Response:
     if kind is not None and kind.replace("_", "-") not in KINDS:
         raise InvalidRequest("`kind` is not known.", f"It is one of {', '.join(KINDS)}.")
     user = query.get("user")
+    me = user_of(request)  # a malformed header is told of whether it matters or not
     total, views = await service_of(request).tasks.find(
         status=_one_of(request, "status", Status),
         kind=None if kind is None else kind.replace("_", "-"),
         model=_canonical(request, query.get("model")),
-        user=user_of(request) if user == "me" else _plain("user", user),
+        user=me if user == "me" else _plain("user", user),
         limit=_number(request, "limit", PAGE, 1, LONGEST_PAGE),
         offset=_number(request, "offset", 0, 0, 10**9),
     )
