@@ -7,6 +7,7 @@ seconds; so it is padded to one of few lengths, and what was compiled is kept be
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ase.data import atomic_numbers
 
 from forcefields.base import ForceField, Graph, Normalised, Result
 from forcefields.catalogue import Variant
-from forcefields.grace.shapes import Ladder, Shape
+from forcefields.grace.shapes import Ladder, Shape, remember, remembered, rung
 from forcefields.grace.tensorflow_settings import prepared
 from forcefields.neighbours import neighbour_pairs
 from forcefields.runtime.settings import ModelSettings
@@ -35,6 +36,8 @@ INPUTS = {
     "batch_tot_nat_real": "real_atoms",
 }
 """What a SavedModel may ask for, and what it is called here."""
+USUAL_BONDS = 48
+"""Directed bonds of an atom in a solid, within the usual cutoffs of 6 A."""
 FAR = 52.0
 """A, of every component of a padding bond: beyond every cutoff, as in the package."""
 
@@ -53,7 +56,9 @@ class _Bonds:
 class Grace(ForceField):
     """A GRACE SavedModel, one or more layers, local or semi-local."""
 
-    def __init__(self, model: Any, tensorflow: Any, place: str, symbols: Sequence[str], cutoffs: np.ndarray, warm: Shape) -> None:
+    def __init__(
+        self, model: Any, tensorflow: Any, place: str, symbols: Sequence[str], cutoffs: np.ndarray, full: int, memory: Path
+    ) -> None:
         self.cutoff = float(cutoffs.max())
         self.elements = tuple(sorted(atomic_numbers[symbol] for symbol in symbols))
         self.shapes = Ladder()
@@ -68,12 +73,15 @@ class Grace(ForceField):
         self._species = np.full(119, -1, dtype=np.int32)
         self._species[[atomic_numbers[symbol] for symbol in symbols]] = np.arange(len(symbols))
         self._cutoffs = cutoffs if (cutoffs < self.cutoff).any() else None
-        for shape in (Shape(1, 1), warm):
-            self._compute([self._nothing(shape)], self.shapes.mint(shape))
+        self._memory = memory
+        usual = [Shape(1, 1), *(Shape(atoms, USUAL_BONDS * atoms) for atoms in (full // 16, full // 4, full))]
+        for shape in dict.fromkeys([*map(rung, usual), *remembered(memory)]):
+            for _ in range(2):  # the second one tells what an evaluation takes without compiling
+                self._compute([self._nothing(Shape(shape.atoms - 1, shape.edges))], shape)
 
     @classmethod
     def load(cls, checkpoint: Path, variant: Variant, device: str) -> Grace:
-        """Reads a SavedModel, a folder, and compiles it for a small structure and for a full forward pass."""
+        """Reads a SavedModel, a folder, and compiles it for a few sizes up to a full forward pass, and those used most before."""
         settings = ModelSettings.from_environment()
         tensorflow = prepared(settings.state, settings.matmul_precision)
         kind, _, index = device.partition(":")
@@ -85,7 +93,8 @@ class Grace(ForceField):
         if (found := _dtype(tensorflow, checkpoint)) != variant.dtype:
             raise ValueError(f"the weights are {found}, the catalogue says {variant.dtype}")
         symbols, cutoffs = _known(checkpoint, model)
-        return cls(model, tensorflow, place, symbols, cutoffs, Shape(variant.packing.atoms, 48 * variant.packing.atoms))
+        memory = settings.state / "shapes" / f"{variant.name}-{variant.dtype}.json"
+        return cls(model, tensorflow, place, symbols, cutoffs, variant.packing.atoms, memory)
 
     def graph(self, structure: Normalised, head: str) -> Graph:  # noqa: ARG002
         """All directed bonds within the cutoff, which may depend on the two elements."""
@@ -101,7 +110,11 @@ class Grace(ForceField):
         """One pass over all bonds, summed up per structure."""
         parts = [graph.payload for graph in graphs]
         atoms, edges = np.array([graph.atoms for graph in graphs]), np.array([graph.edges for graph in graphs])
-        answer = self._compute(parts, self.shapes.fitting(Shape(int(atoms.sum()), int(edges.sum()))))
+        shape = self.shapes.fitting(Shape(int(atoms.sum()), int(edges.sum())))
+        new = shape not in self.shapes.compiled
+        answer = self._compute(parts, shape)
+        if new:
+            remember(self._memory, self.shapes.usual())
         energies = np.split(answer["atomic_energy"].reshape(-1)[: atoms.sum()], np.cumsum(atoms)[:-1])
         forces = np.split(answer["total_f"][: atoms.sum()], np.cumsum(atoms)[:-1])
         pairs = np.split(answer["z_pair_f"][: edges.sum()], np.cumsum(edges)[:-1])
@@ -135,11 +148,14 @@ class Grace(ForceField):
         }
         assert atoms < shape.atoms, "a padding bond needs a padding atom"
         assert edges <= shape.edges, "the ladder fits"
+        begun = time.perf_counter()
         with self._tf.device(self._place):
             answer = self._signature(
                 **{name: self._tf.constant(values[INPUTS[name]], dtype=dtype) for name, dtype in self._inputs.items()}
             )
-        return {name: answer[name].numpy().astype(np.float64) for name in ("atomic_energy", "total_f", "z_pair_f")}
+        found = {name: answer[name].numpy().astype(np.float64) for name in ("atomic_energy", "total_f", "z_pair_f")}
+        self.shapes.took(shape, time.perf_counter() - begun)
+        return found
 
     def _outputs(self) -> Sequence[str]:
         return list(self._signature.structured_outputs)

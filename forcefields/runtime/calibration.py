@@ -38,6 +38,9 @@ STRETCH = 1.12
 """Factor on the lattice of some measured crystals: the same atoms with fewer neighbours, which tells the two apart."""
 GAIN = 1.03
 """A pass of twice the size has to bring this much more to be worth its delay."""
+LEAST_PASSES, MOST_PASSES = 3, 8
+"""How often each pass is timed: until the last two have not been faster than ``SETTLED`` times the ones before."""
+SETTLED = 0.95
 MEMORY_SHARE = 0.6
 """Part of the memory limit that a measured pass may take: what holds for one kind of crystal does so only roughly for another."""
 
@@ -111,13 +114,17 @@ def _worth_doubling(dense: Sequence[Sample], edges: int, device: str) -> bool:
 
 
 def _sample(engine: Engine, structures: Sequence[Structure], device: str) -> Sample:
-    """The shorter of two passes, after one that is not counted: it compiles, or takes memory for the first time."""
+    """The shortest of a few passes, which are repeated until they get no faster.
+
+    The first ones compile, take memory for the first time, or are watched by TorchScript, as MACE's first two are.
+    """
     size, engine.size = engine.size, replace(engine.size, full=float("inf"))
     try:
-        engine.run([Job(structure, "", DEFAULT_OUTPUTS) for structure in structures])
-        _reset_peak(device)
-        seconds, edges = [], 0
-        for _ in range(2):
+        seconds: list[float] = []
+        edges = 0
+        while not _settled(seconds):
+            if len(seconds) == 1:
+                _reset_peak(device)
             jobs = [Job(structure, "", DEFAULT_OUTPUTS) for structure in structures]
             begun = time.perf_counter()
             edges = engine.run(jobs).edges
@@ -125,6 +132,13 @@ def _sample(engine: Engine, structures: Sequence[Structure], device: str) -> Sam
         return Sample(sum(map(len, structures)), edges, min(seconds), _peak(device))
     finally:
         engine.size = size
+
+
+def _settled(seconds: Sequence[float]) -> bool:
+    """Whether two passes in a row have brought nothing over those before, or there have been enough."""
+    if len(seconds) < LEAST_PASSES:
+        return False
+    return len(seconds) >= MOST_PASSES or min(seconds[-2:]) > SETTLED * min(seconds[:-2])
 
 
 def fit(samples: Sequence[Sample], engine: Engine) -> Calibration:

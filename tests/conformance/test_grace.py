@@ -77,17 +77,16 @@ def cold(checkpoint: Path, folder: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_few_shapes_are_compiled(cold: dict[str, Any]) -> None:
-    """XLA's own cache tells how often it compiled: once for every shape of the ladder that was used, and for nothing else."""
+    """XLA's own cache tells how often it compiled: once for every shape that was used, and for nothing else."""
     assert cold["of different lengths"] > 0.8 * COUNT
-    assert cold["shapes"] <= 25
+    assert cold["shapes"] <= 12
     assert cold["files in the cache"] <= cold["shapes"]
 
 
 def test_what_was_compiled_is_kept(cold: dict[str, Any], checkpoint: Path, folder: Path) -> None:
     warm = traps(folder / "state", checkpoint, folder / "none")
-    assert warm["shapes"] == cold["shapes"]
     assert warm["files in the cache"] >= cold["files in the cache"]
-    assert warm["seconds"] < 0.6 * cold["seconds"]
+    assert warm["seconds of other shapes"] < 0.6 * cold["seconds of other shapes"]
 
 
 def test_the_callers_atoms_are_left_alone(cold: dict[str, Any]) -> None:
