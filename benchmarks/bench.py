@@ -7,6 +7,7 @@ share a processor core; the in-process evaluation runs with the same variables.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -62,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = results["machine"]
     folder = options.output or Path("var/bench" if options.quick else "benchmarks/results")
     name = options.name or f"{machine['date']}-{machine['cores']}-cores"
+    if options.add and (earlier := folder / f"{name}.json").exists():
+        results = report.added(json.loads(earlier.read_text()), results)
+        sections = [import_module(f"benchmarks.sections.{name}") for name in SECTIONS if name in results["sections"]]
     for path in report.write(results, sections, folder, name):
         say(f"wrote {path}")
     print((folder / f"{name}.md").read_text())
@@ -76,6 +80,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=20.0, help="how long the soak takes")
     parser.add_argument("--state", type=Path, default=STATE, help="state folder of the services that are measured")
     parser.add_argument("--output", type=Path, help="folder for the results")
+    parser.add_argument("--add", action="store_true", help="keep what an earlier run of that name measured of other models and sections")
     parser.add_argument("--name", default="", help="name of the files, in place of date and cores")
     return parser.parse_args(arguments)
 

@@ -20,6 +20,21 @@ class Section(Protocol):
         """The rows in Markdown."""
 
 
+def added(earlier: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Both runs as one: rows of the later one replace those of the same model, or the whole section where rows have no model."""
+    sections = dict(earlier["sections"])
+    for name, rows in results["sections"].items():
+        new = {row.get("model") for row in rows}
+        sections[name] = [row for row in sections.get(name, []) if row.get("model") not in new] + rows
+    load = max(run["machine"]["load_before"] for run in (earlier, results))
+    return results | {
+        "machine": results["machine"] | {"load_before": load},
+        "sections": sections,
+        "seconds": earlier["seconds"] + results["seconds"],
+        "runs": earlier.get("runs", 1) + 1,
+    }
+
+
 def write(results: dict[str, Any], sections: Sequence[Any], folder: Path, name: str) -> list[Path]:
     """Writes ``<name>.json``, ``<name>.md`` and ``<name>-<section>.png``, and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +57,9 @@ def markdown(results: dict[str, Any], sections: Sequence[Section], pictures: Map
         f"# Served and in process, {machine['date']}",
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB; model processes on {settings['device']} "
         f"with {settings['threads']} thread, clients, gateway and tritonserver on what is left; load average before: "
-        f"{machine['load_before']}. {results['seconds']} s in all" + (", a quick run: rough figures." if results["quick"] else "."),
+        f"{machine['load_before']}. {results['seconds']} s in all"
+        + (f", in {results['runs']} runs" if "runs" in results else "")
+        + (", quick ones: rough figures." if results["quick"] else "."),
     ]
     for section in sections:
         parts.append(f"## {section.TITLE}")

@@ -320,3 +320,24 @@ def test_every_section_tells_why_it_was_left_out(name: str) -> None:
     section = import_module(f"benchmarks.sections.{name}")
     assert name == section.NAME
     assert "there is no such thing here" in section.table([{"skipped": "there is no such thing here"}])
+
+
+def test_a_later_run_joins_an_earlier_one() -> None:
+    machine = {"date": "2026-01-02", "load_before": 0.5}
+    earlier = {
+        "machine": machine,
+        "seconds": 100,
+        "sections": {"families": [{"model": "a", "x": 1}, {"model": "b", "x": 1}], "gateway": [{"media": "json"}]},
+    }
+    later = {
+        "machine": machine | {"load_before": 0.1},
+        "seconds": 50,
+        "sections": {"families": [{"model": "b", "x": 2}], "gateway": [{"media": "msgpack"}], "soak": [{"model": "c"}]},
+    }
+    both = report.added(earlier, later)
+    assert both["sections"] == {
+        "families": [{"model": "a", "x": 1}, {"model": "b", "x": 2}],
+        "gateway": [{"media": "msgpack"}],
+        "soak": [{"model": "c"}],
+    }
+    assert (both["seconds"], both["runs"], both["machine"]["load_before"]) == (150, 2, 0.5)
