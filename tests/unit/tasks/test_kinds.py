@@ -191,6 +191,13 @@ def test_elasticity_qmof_single_point_and_guest(tmp_path: Path) -> None:
     assert site["interaction_energy"] == pytest.approx(4 * 0.0103 * (x * x - x) - shift, abs=1e-9)
 
 
+def test_an_energy_that_differs_from_its_reference_is_no_failure(context: InProcess) -> None:
+    asked = body([argon(), argon(2)], task="qmof_energy", task_params={"reference_energy": -0.3})
+    result = run("batch", asked, context)
+    assert (result["succeeded"], result["failed"]) == (2, 0)
+    assert [each["error"] for each in result["results"]] == [each["energy"] + 0.3 for each in result["results"]]
+
+
 def test_a_batch_of_relaxations_moves_in_step_and_a_bad_structure_fails_alone(context: InProcess) -> None:
     bad = {"symbols": ["Ar"], "positions": [["here", 0, 0]]}
     data = body([argon(seed) for seed in range(4)], task="optimization", task_params={"fmax": 0.01})
