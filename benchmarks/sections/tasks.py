@@ -103,12 +103,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     header = ["database", "start p50, ms", "start p95, ms", "submitted /s", "finished /s"]
     names = ("start_p50_ms", "start_p95_ms", "submitted_per_second", "per_second")
     cells: list[list[object]] = []
-    for row in (each for each in rows if "database" in each):
+    for row in (each for each in rows if "model" not in each):
         if "skipped" in row:
             cells.append(report.skipped(row, "database", width=len(header)))
         else:
             cells.append([row["database"], *(f"{row[name]:.0f}" for name in names)])
-    return report.table(header, cells) + "\n\n" + _relaxations([each for each in rows if "model" in each])
+    relaxed = [each for each in rows if "model" in each]
+    return report.table(header, cells) + ("\n\n" + _relaxations(relaxed) if relaxed else "")
 
 
 def _relaxations(rows: list[dict[str, Any]]) -> str:
