@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from forcegate.calculations.states import Nowhere
 from frontend.tasks.queue import DurableTasks
 from frontend.tasks.task import Status
 from tests.tasks.test_worker import InProcess
-from tests.tasks.worker import dynamics, relax
+from tests.tasks.worker import dynamics, relax, stiffness
 from tests.tasks.workers import PATIENCE_SECONDS, Bench, all_events, completed, reaches, submit, until
 
 RELAXATION = {"seed": 5, "pause": 0.04}
@@ -136,6 +137,34 @@ def test_a_worker_that_is_started_again_takes_its_tasks_back_at_once(bench: Benc
         bench.start()
         view = await completed(tasks, task)
         assert (view.attempt, view.worker) == (2, name), "nobody waited for the lease, which is an hour"
+
+    bench.run(use)
+
+
+def test_a_task_of_many_parts_goes_on_with_those_that_are_left(bench: Bench, tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+
+    class Undisturbed(Nowhere, InProcess):
+        pass
+
+    expected = stiffness({"diary": str(tmp_path / "undisturbed")}, Undisturbed())  # type: ignore[arg-type]
+    whole = len((tmp_path / "undisturbed").read_text().splitlines())
+
+    def made() -> int:
+        return len(diary.read_text().splitlines()) if diary.exists() else 0
+
+    async def use(tasks: DurableTasks) -> None:
+        first = bench.start_ready()
+        task = (await submit(tasks, "stiffness", {"diary": str(diary), "pause": 0.1})).id
+        await asyncio.to_thread(until, lambda: made() >= 0.6 * whole)
+        first.kill()
+        before = made()
+        bench.start()
+        view = await completed(tasks, task)
+        assert view.attempt == 2
+        assert view.result == pytest.approx(expected, rel=1e-6)
+        # Each strain that was finished is kept; of the one under way what came after its last state is made again.
+        assert made() < whole + 8, (before, made(), whole)
 
     bench.run(use)
 
