@@ -323,6 +323,9 @@ def typed(status: int, body: Any, request_id: str) -> errors.ForcegateError:
             "UnknownError", (errors.ForcegateError,), {"code": str(fields.get("code")), "status": status, "retryable": retryable}
         )
     error = kind(detail, hint)
+    for name in ("points", "task_id"):
+        if name in fields and hasattr(error, name):
+            setattr(error, name, fields[name])
     error.request_id = request_id
     return error
 

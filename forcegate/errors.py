@@ -307,8 +307,9 @@ class TaskContinues(ForcegateError):
         self.task_id = task_id
 
     def as_dict(self) -> dict[str, object]:
-        """The body of a REST error answer, with the id of the task."""
-        return super().as_dict() | ({"task_id": self.task_id} if self.task_id else {})
+        """The body of a REST error answer, with the id of the task and where it is."""
+        named = {"task_id": self.task_id, "status_url": f"/api/v1/tasks/{self.task_id}"}
+        return super().as_dict() | (named if self.task_id else {})
 
 
 class Cancelled(ForcegateError):

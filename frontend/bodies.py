@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 from forcegate import arrays
-from forcegate.errors import BodyTooLarge, DeadlineExceeded, ForcegateError, UnsupportedMediaType
+from forcegate.errors import BodyTooLarge, DeadlineExceeded, ForcegateError, TaskContinues, UnsupportedMediaType
 from frontend.admission import Admission
 from frontend.requests import MediaType
 from frontend.telemetry import Call
@@ -158,6 +158,8 @@ def error_response(error: ForcegateError, accept: str, retry_after: int = 1) -> 
     """The answer for a typed error; with Retry-After where trying again can help."""
     msgpacked = wants_msgpack(accept)
     headers = {"Retry-After": str(retry_after)} if error.status in (429, 503) else {}
+    if isinstance(error, TaskContinues) and error.task_id:
+        headers["Location"] = f"/api/v1/tasks/{error.task_id}"
     if isinstance(error, BodyTooLarge | BodyLate):
         # The rest of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"

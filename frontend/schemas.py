@@ -47,6 +47,7 @@ class Error(BaseModel):
     hint: str = Field(description="What to do next.")
     points: dict[str, list[float]] = Field({}, description="Of `fit_failed`: what was to be fitted, by name.")
     task_id: str = Field("", description="Of `task_continues`: the task that goes on.")
+    status_url: str = Field("", description="Of `task_continues`: where the task is; the header `Location` as well.")
 
 
 class Atoms(BaseModel):

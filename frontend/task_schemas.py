@@ -38,6 +38,7 @@ class TaskState(BaseModel):
 class TaskAccepted(TaskState):
     """A task that was accepted."""
 
+    status_url: str = Field(description="Where the task is; the header `Location` as well.")
     request_id: str = Field(description="Finds this request in the logs.")
 
 

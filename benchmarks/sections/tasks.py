@@ -1,4 +1,4 @@
-"""The queue of tasks: how soon a task starts, and how many a second go through, with work that takes no time."""
+"""The queue of tasks: how soon a task starts, how many a second go through, and many relaxations at once over ASE alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import report
+from benchmarks import queued_relaxations, report
 from benchmarks.plan import Plan
 from benchmarks.postgres import create, postgres, programs
 from benchmarks.service import say
@@ -24,12 +24,20 @@ from frontend.tasks.queue import DurableTasks
 from frontend.tasks.task import Options
 
 NAME = "tasks"
-TITLE = "The queue of tasks with trivial work: from submission to start one by one, and tasks a second through one worker"
+TITLE = (
+    "The queue of tasks: trivial work through one worker, and 64 relaxations at once over ASE one by one, with /health meanwhile"
+)
+REAL = "chgnet-0.3.0"
+"""The model of the relaxations, unless others are asked for."""
 ROOT = Path(__file__).parents[2]
 
 
 def measure(plan: Plan) -> list[dict[str, Any]]:
-    """On SQLite, and on Postgres where there is one."""
+    """Trivial work on SQLite, and on Postgres where there is one; then relaxations."""
+    return [*_databases(plan), *(queued_relaxations.compare(plan, model) for model in plan.models(REAL))]
+
+
+def _databases(plan: Plan) -> list[dict[str, Any]]:
     lone, many = (20, 100) if plan.quick else (100, 1000)
     rows = [{"database": "sqlite"} | _measured("", lone, many)]
     if programs() is None:
@@ -91,13 +99,31 @@ async def _through(settings: Settings, lone: int, many: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Milliseconds to the start, and rates."""
+    """Milliseconds to the start, and rates; then relaxations."""
     header = ["database", "start p50, ms", "start p95, ms", "submitted /s", "finished /s"]
     names = ("start_p50_ms", "start_p95_ms", "submitted_per_second", "per_second")
     cells: list[list[object]] = []
-    for row in rows:
+    for row in (each for each in rows if "model" not in each):
         if "skipped" in row:
             cells.append(report.skipped(row, "database", width=len(header)))
         else:
             cells.append([row["database"], *(f"{row[name]:.0f}" for name in names)])
+    relaxed = [each for each in rows if "model" in each]
+    return report.table(header, cells) + ("\n\n" + _relaxations(relaxed) if relaxed else "")
+
+
+def _relaxations(rows: list[dict[str, Any]]) -> str:
+    header = ["model", "relaxations", "an hour, queued", "an hour, ASE one by one", "ratio", "/health p50, ms", "/health p99, ms"]
+    cells: list[list[object]] = [
+        [
+            row["model"],
+            row["relaxations"],
+            f"{row['an_hour']:.0f}",
+            f"{row['an_hour_one_by_one']:.0f}",
+            f"{row['queued_over_one_by_one']:.2f}",
+            f"{row['health_p50_ms']:.1f}",
+            f"{row['health_p99_ms']:.0f}",
+        ]
+        for row in rows
+    ]
     return report.table(header, cells)

@@ -66,7 +66,9 @@ def validate(structure: Structure, head: str, variant: Variant, limits: Limits) 
         ForcegateError: the typed reason why this structure cannot be evaluated.
     """
     head = _head(head, variant)
-    _finite_and_sized(structure, limits)
+    if len(structure) > limits.atoms:
+        raise StructureTooLarge(f"The structure has {len(structure)} atoms; at most {limits.atoms} are taken.")
+    _finite(structure)
     _elements(structure, variant)
     _charge_and_spin(structure, head, variant)
     _cell(structure)
@@ -76,6 +78,17 @@ def validate(structure: Structure, head: str, variant: Variant, limits: Limits) 
             "Its interactions have infinite range: make it periodic in all three directions, with a vacuum of your choice.",
         )
     return head
+
+
+def check_geometry(structure: Structure) -> None:
+    """What can be said of a structure without a model: ``validate`` and ``check_distances`` say the same, in the same words.
+
+    Raises:
+        EmptyStructure, NonFiniteInput, InvalidCell, CoincidentAtoms: it is refused by every model.
+    """
+    _finite(structure)
+    _cell(structure)
+    check_distances(normalise(structure, 2 * VACUUM_MARGIN))
 
 
 def _head(head: str, variant: Variant) -> str:
@@ -91,11 +104,9 @@ def _head(head: str, variant: Variant) -> str:
     return head or variant.default_head
 
 
-def _finite_and_sized(structure: Structure, limits: Limits) -> None:
+def _finite(structure: Structure) -> None:
     if len(structure) == 0:
         raise EmptyStructure("The structure has no atoms.")
-    if len(structure) > limits.atoms:
-        raise StructureTooLarge(f"The structure has {len(structure)} atoms; at most {limits.atoms} are taken.")
     for name, array in (("position", structure.positions), ("cell vector", structure.cell)):
         bad = ~np.isfinite(array).all(axis=1)
         if bad.any():

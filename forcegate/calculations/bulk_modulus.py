@@ -13,10 +13,11 @@ from ase.units import GPa
 
 from forcegate import errors
 from forcegate.calculations.answers import Answer
-from forcegate.calculations.forces import Forces, forces_of
-from forcegate.calculations.optimization import OptimizationParameters, optimization, relax_all, require_converged
+from forcegate.calculations.forces import Forces, Point, evaluate_kept, forces_of
+from forcegate.calculations.optimization import OptimizationParameters, relax_all, relax_kept, require_converged
 from forcegate.calculations.parameters import Parameters, flag, integer, number, one_of
 from forcegate.calculations.progress import Progress, Step, ignore
+from forcegate.calculations.states import NOWHERE, States
 
 EQUATIONS: dict[str, Callable[..., np.ndarray]] = {
     "birch_murnaghan": birchmurnaghan,
@@ -123,8 +124,12 @@ def bulk_modulus(
     atoms: Atoms,
     parameters: BulkModulusParameters | None = None,
     progress: Progress = ignore,
+    states: States = NOWHERE,
 ) -> BulkModulusAnswer:
     """Energies at volumes around that of ``atoms``, which are not changed, and the equation of state through them.
+
+    Args:
+        states: where the relaxations and the volumes are kept, to go on from.
 
     Raises:
         InvalidRequest: the structure is not periodic in all three directions.
@@ -138,9 +143,9 @@ def bulk_modulus(
         )
     forces = forces_of(source)
     if parameters.relax_cell:
-        atoms = _relaxed(forces, atoms, parameters, progress)
+        atoms = _relaxed(forces, atoms, parameters, progress, states)
     structures = at_volumes(atoms, parameters.strain_range, parameters.num_points)
-    energies = _energies(forces, structures, parameters, progress)
+    energies = _energies(forces, structures, parameters, progress, states)
     volumes = np.array([structure.get_volume() for structure in structures])
     fit = fit_equation_of_state(volumes, energies, parameters.eos, parameters.min_r2)
     return BulkModulusAnswer(
@@ -226,19 +231,23 @@ def _least_squares(equation: Callable[..., np.ndarray], volumes: np.ndarray, ene
     return best, covariance * np.outer(units, units)
 
 
-def _relaxed(forces: Forces, atoms: Atoms, parameters: BulkModulusParameters, progress: Progress) -> Atoms:
+def _relaxed(forces: Forces, atoms: Atoms, parameters: BulkModulusParameters, progress: Progress, states: States) -> Atoms:
     how = OptimizationParameters(fmax=parameters.fmax, smax=1.0, max_steps=parameters.max_steps, cell_filter="frechet")
-    answer = optimization(forces, atoms, how, progress)
+    answer = relax_kept(forces, atoms, how, progress, states, "relaxation")
     require_converged(answer, how, "the structure")
     return answer.optimized_atoms
 
 
-def _energies(forces: Forces, structures: list[Atoms], parameters: BulkModulusParameters, progress: Progress) -> np.ndarray:
+def _energies(
+    forces: Forces, structures: list[Atoms], parameters: BulkModulusParameters, progress: Progress, states: States
+) -> np.ndarray:
     """Energies in eV, of all volumes at once."""
     if parameters.relax_ions:
         how = OptimizationParameters(fmax=parameters.fmax, max_steps=parameters.max_steps, cell_filter="none")
-        return np.array([answer.final_energy for answer in relax_all(forces, structures, how, progress, "volumes")])
-    points = forces.evaluate(structures)
-    for number_, (point, structure) in enumerate(zip(points, structures, strict=True)):
-        progress(Step("volumes", number_ + 1, len(points), number_, energy=point.energy, volume=structure.get_volume()))
-    return np.array([point.energy for point in points])
+        return np.array([answer.final_energy for answer in relax_all(forces, structures, how, progress, "volumes", states)])
+
+    def told(index: int, point: Point) -> None:
+        volume = structures[index].get_volume()
+        progress(Step("volumes", index + 1, len(structures), index, energy=point.energy, volume=volume))
+
+    return np.array([point.energy for point in evaluate_kept(forces, structures, told, states, "volumes", energies_alone=True)])

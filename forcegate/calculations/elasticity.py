@@ -11,10 +11,11 @@ from ase.units import GPa
 
 from forcegate import errors
 from forcegate.calculations.answers import Answer
-from forcegate.calculations.forces import Forces, Point, forces_of, point, side_by_side
-from forcegate.calculations.optimization import OptimizationParameters, optimization, require_converged
+from forcegate.calculations.forces import Forces, Point, evaluate_kept, forces_of, point, point_kept, side_by_side
+from forcegate.calculations.optimization import OptimizationParameters, relax_kept, require_converged
 from forcegate.calculations.parameters import Parameters, flag, integer, number
 from forcegate.calculations.progress import Progress, Step, ignore
+from forcegate.calculations.states import NOWHERE, States
 
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 """Row and column of each Voigt component: xx yy zz yz xz xy, ASE's order."""
@@ -95,9 +96,16 @@ class ElasticityAnswer(Answer):
 
 
 def elasticity(
-    source: BaseCalculator | Forces, atoms: Atoms, parameters: ElasticityParameters | None = None, progress: Progress = ignore
+    source: BaseCalculator | Forces,
+    atoms: Atoms,
+    parameters: ElasticityParameters | None = None,
+    progress: Progress = ignore,
+    states: States = NOWHERE,
 ) -> ElasticityAnswer:
     """The stiffness of ``atoms``, which are not changed.
+
+    Args:
+        states: where the relaxations and the strained structures are kept, to go on from.
 
     Raises:
         InvalidRequest: the structure is not periodic in all three directions.
@@ -112,10 +120,10 @@ def elasticity(
         )
     forces = forces_of(source)
     if parameters.relax_cell:
-        atoms = _relaxed(forces, atoms, parameters, progress)
+        atoms = _relaxed(forces, atoms, parameters, progress, states)
     strains = strain_set(parameters.strain, parameters.num_strains)
     structures = [atoms, *(strained(atoms, strain) for strain in strains)]
-    points = _points(forces, structures, parameters, progress)
+    points = _points(forces, structures, parameters, progress, states)
     stresses = np.array([_stress(each) for each in points]) / GPa
     if (largest := float(np.abs(stresses[0]).max())) > parameters.max_stress:
         raise errors.NotRelaxed(
@@ -160,28 +168,34 @@ def stiffness_from(strains: np.ndarray, stresses: np.ndarray) -> tuple[np.ndarra
     return matrix, float(np.sqrt((np.concatenate(residuals) ** 2).mean()))
 
 
-def _relaxed(forces: Forces, atoms: Atoms, parameters: ElasticityParameters, progress: Progress) -> Atoms:
+def _relaxed(forces: Forces, atoms: Atoms, parameters: ElasticityParameters, progress: Progress, states: States) -> Atoms:
     how = OptimizationParameters(
         fmax=parameters.fmax, smax=min(0.05, parameters.max_stress), max_steps=parameters.max_steps, cell_filter="frechet"
     )
-    answer = optimization(forces, atoms, how, progress)
+    answer = relax_kept(forces, atoms, how, progress, states, "relaxation")
     require_converged(answer, how, "the structure")
     return answer.optimized_atoms
 
 
-def _points(forces: Forces, structures: list[Atoms], parameters: ElasticityParameters, progress: Progress) -> list[Point]:
+def _points(
+    forces: Forces, structures: list[Atoms], parameters: ElasticityParameters, progress: Progress, states: States
+) -> list[Point]:
     """All strained structures at once, relaxed where that is asked for."""
+
+    def told(index: int, each: Point) -> None:
+        progress(Step("strains", index + 1, len(structures), index, energy=each.energy))
+
     if not parameters.relax_ions:
-        points = forces.evaluate(structures)
-        for index, each in enumerate(points):
-            progress(Step("strains", index + 1, len(points), index, energy=each.energy))
-        return points
+        return evaluate_kept(forces, structures, told, states, "strains")
     how = OptimizationParameters(fmax=parameters.fmax, max_steps=parameters.max_steps, cell_filter="none")
 
     def relaxed_point(calculator: BaseCalculator, structure: Atoms, part: int, report: Progress) -> Point:
-        answer = optimization(calculator, structure, how, report, phase="strains", part=part)
-        require_converged(answer, how, f"strained structure {part} of {len(structures)}")
-        return point(answer.optimized_atoms, calculator)
+        def work() -> Point:
+            answer = relax_kept(calculator, structure, how, report, states, f"strains-{part}", phase="strains", part=part)
+            require_converged(answer, how, f"strained structure {part} of {len(structures)}")
+            return point(answer.optimized_atoms, calculator)
+
+        return point_kept(work, len(structure), states, f"strained-{part}")
 
     return side_by_side(forces, structures, relaxed_point, progress)
 

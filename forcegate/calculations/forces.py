@@ -6,6 +6,7 @@ Displacements, strains and volumes of one calculation go out together through ``
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -17,6 +18,12 @@ from ase.calculators.calculator import BaseCalculator, Calculator
 
 from forcegate import errors
 from forcegate.calculations.progress import Progress, Step
+from forcegate.calculations.states import NOWHERE, State, States
+
+FIRST_GROUP, SMALLEST_GROUP, LARGEST_GROUP = 32, 8, 256
+"""Structures that are in flight together. Between two groups progress is told, states are kept, and a calculation can be ended."""
+GROUP_SECONDS = 5.0
+"""Groups shrink where one takes longer than this, and grow where it takes less than half."""
 
 _Job = TypeVar("_Job")
 _Outcome = TypeVar("_Outcome")
@@ -169,6 +176,88 @@ def point(atoms: Atoms, calculator: BaseCalculator) -> Point:
     if not (np.isfinite(energy) and np.isfinite(forces).all()):
         raise errors.NonFiniteResult("The calculator answered NaN or infinity.")
     return Point(energy, forces, stress)
+
+
+def evaluate_kept(
+    forces: Forces,
+    structures: Sequence[Atoms],
+    told: Callable[[int, Point], None],
+    states: States = NOWHERE,
+    part: str = "points",
+    *,
+    energies_alone: bool = False,
+) -> list[Point]:
+    """All ``structures``, in their order, those that a former attempt has evaluated from its states.
+
+    States are pieces with the points since the one before, so that what is kept is written once.
+
+    Args:
+        told: called with the number and the point of each structure, once its group is there.
+        part: name of the states; the pieces are ``part/0`` and so on, by the number of their first structure.
+        energies_alone: keep no forces and no stresses, where nobody reads them; points of a former attempt have none then.
+
+    Raises:
+        ForcegateError: one of the structures failed.
+    """
+    points: list[Point] = []
+    while len(points) < len(structures) and (state := states.state(f"{part}/{len(points)}")) is not None:
+        points += _unpacked(state, [len(each) for each in structures[len(points) :]])
+    kept = len(points)
+    checkpoint = states.checkpoint(f"{part}/{kept}")
+    for index, each in enumerate(points):
+        told(index, each)
+    size = FIRST_GROUP if forces.parallel > 1 else 1
+    while len(points) < len(structures):
+        first, began = len(points), time.monotonic()
+        found = forces.evaluate(structures[first : first + size])
+        if forces.parallel > 1:
+            size = _next_size(size, time.monotonic() - began)
+        points += found
+        for index, each in enumerate(found, start=first):
+            told(index, each)
+        written: list[State] = []
+
+        def piece(fresh: Sequence[Point] = tuple(points[kept:]), written: list[State] = written) -> State:
+            written.append(_packed(fresh, energies_alone))
+            return written[0]
+
+        checkpoint(piece)
+        if written:
+            kept = len(points)
+            checkpoint = states.checkpoint(f"{part}/{kept}")
+    return points
+
+
+def point_kept(work: Callable[[], Point], atoms: int, states: States, name: str) -> Point:
+    """The point, of a structure of so many ``atoms``, that ``work`` gives, or gave in a former attempt."""
+    if (state := states.state(name)) is not None:
+        return _unpacked(state, [atoms])[0]
+    found = work()
+    states.keep_state(name, _packed([found], energies_alone=False))
+    return found
+
+
+def _next_size(size: int, seconds: float) -> int:
+    if seconds > GROUP_SECONDS:
+        return max(SMALLEST_GROUP, size // 2)
+    return min(LARGEST_GROUP, 2 * size) if seconds < GROUP_SECONDS / 2 else size
+
+
+def _packed(points: Sequence[Point], energies_alone: bool) -> State:
+    arrays = {"energies": np.array([each.energy for each in points])}
+    if not energies_alone:
+        arrays["forces"] = np.concatenate([each.forces for each in points])
+        arrays["stresses"] = np.array([np.full(6, np.nan) if each.stress is None else each.stress for each in points])
+    return State("points", len(points), arrays)
+
+
+def _unpacked(state: State, sizes: Sequence[int]) -> list[Point]:
+    energies = state.arrays["energies"]
+    if "forces" not in state.arrays:
+        return [Point(float(energy), np.empty((0, 3)), None) for energy in energies]
+    forces = np.split(state.arrays["forces"], np.cumsum(sizes[: state.step])[:-1])
+    stresses = [None if np.isnan(each).all() else each for each in state.arrays["stresses"]]
+    return [Point(float(energy), one, other) for energy, one, other in zip(energies, forces, stresses, strict=True)]
 
 
 def side_by_side(

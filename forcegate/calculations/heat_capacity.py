@@ -17,10 +17,11 @@ from ase.units import kJ, mol
 from forcegate import errors
 from forcegate.calculations import geometry
 from forcegate.calculations.answers import Answer
-from forcegate.calculations.forces import Forces, forces_of
-from forcegate.calculations.optimization import OptimizationParameters, optimization, require_converged
+from forcegate.calculations.forces import Forces, Point, evaluate_kept, forces_of
+from forcegate.calculations.optimization import OptimizationParameters, relax_kept, require_converged
 from forcegate.calculations.parameters import Parameters, flag, integer, number
 from forcegate.calculations.progress import Progress, Step, ignore
+from forcegate.calculations.states import NOWHERE, States
 
 BAND_POINTS = 40
 """q-points on each segment of the band structure."""
@@ -154,8 +155,12 @@ def heat_capacity(
     atoms: Atoms,
     parameters: HeatCapacityParameters | None = None,
     progress: Progress = ignore,
+    states: States = NOWHERE,
 ) -> HeatCapacityAnswer:
-    """Phonons of ``atoms``, which are not changed: all displaced supercells are evaluated in one go.
+    """Phonons of ``atoms``, which are not changed: displaced supercells are evaluated together.
+
+    Args:
+        states: where the relaxation and the displaced supercells are kept, to go on from.
 
     Raises:
         InvalidRequest: the structure is not periodic in all three directions.
@@ -170,23 +175,25 @@ def heat_capacity(
     geometry.optional("phonopy")
     forces = forces_of(source)
     if parameters.relax:
-        atoms = _relaxed(forces, atoms, parameters, progress)
-    phonons, residual = _force_constants(forces, atoms, parameters, progress)
+        atoms = _relaxed(forces, atoms, parameters, progress, states)
+    phonons, residual = _force_constants(forces, atoms, parameters, progress, states)
     return _answer(phonons, atoms, parameters, residual)
 
 
-def _relaxed(forces: Forces, atoms: Atoms, parameters: HeatCapacityParameters, progress: Progress) -> Atoms:
+def _relaxed(forces: Forces, atoms: Atoms, parameters: HeatCapacityParameters, progress: Progress, states: States) -> Atoms:
     how = OptimizationParameters(
         fmax=parameters.fmax, smax=0.05, max_steps=parameters.max_steps, cell_filter="frechet", keep_symmetry=True
     )
     free = atoms.copy()
     free.set_constraint()  # a displaced atom has to be free to move
-    answer = optimization(forces, free, how, progress)
+    answer = relax_kept(forces, free, how, progress, states, "relaxation")
     require_converged(answer, how, "the structure")
     return answer.optimized_atoms
 
 
-def _force_constants(forces: Forces, atoms: Atoms, parameters: HeatCapacityParameters, progress: Progress) -> tuple[Any, float]:
+def _force_constants(
+    forces: Forces, atoms: Atoms, parameters: HeatCapacityParameters, progress: Progress, states: States
+) -> tuple[Any, float]:
     """phonopy's object with force constants, and the largest force of the structure at rest in eV/A."""
     from phonopy import Phonopy
     from phonopy.structure.atoms import PhonopyAtoms
@@ -204,9 +211,12 @@ def _force_constants(forces: Forces, atoms: Atoms, parameters: HeatCapacityParam
     phonons.generate_displacements(distance=parameters.displacement)
     displaced = [_atoms(each, atoms) for each in phonons.supercells_with_displacements]
     # The structure at rest goes along: its forces, zero but for the rest of the relaxation, are taken off all others.
-    points = forces.evaluate([_atoms(phonons.supercell, atoms), *displaced])
-    for index, point in enumerate(points):
-        progress(Step("displacements", index + 1, len(points), index, energy=point.energy))
+    structures = [_atoms(phonons.supercell, atoms), *displaced]
+
+    def told(index: int, point: Point) -> None:
+        progress(Step("displacements", index + 1, len(structures), index, energy=point.energy))
+
+    points = evaluate_kept(forces, structures, told, states, "displacements")
     rest = points[0].forces
     residual = geometry.largest_norm(rest)
     if residual > parameters.max_force:

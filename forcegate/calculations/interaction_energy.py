@@ -17,8 +17,8 @@ from ase.units import kJ, mol
 
 from forcegate import errors
 from forcegate.calculations.answers import Answer
-from forcegate.calculations.forces import Forces, forces_of
-from forcegate.calculations.optimization import OptimizationParameters, optimization, relax_all, require_converged
+from forcegate.calculations.forces import Forces, Point, evaluate_kept, forces_of
+from forcegate.calculations.optimization import OptimizationParameters, relax_all, relax_kept, require_converged
 from forcegate.calculations.parameters import Parameters, flag, integer, number, one_of
 from forcegate.calculations.placements import (
     GUESTS,
@@ -31,6 +31,7 @@ from forcegate.calculations.placements import (
     random_centres,
 )
 from forcegate.calculations.progress import Progress, Step, ignore
+from forcegate.calculations.states import NOWHERE, States
 
 PLACEMENTS = ("grid", "random", "given")
 
@@ -147,8 +148,12 @@ def interaction_energy(
     atoms: Atoms,
     parameters: InteractionEnergyParameters | None = None,
     progress: Progress = ignore,
+    states: States = NOWHERE,
 ) -> InteractionEnergyAnswer:
-    """The guest in the host ``atoms``, which are not changed; all placements are evaluated in one go.
+    """The guest in the host ``atoms``, which are not changed; placements are evaluated together.
+
+    Args:
+        states: where the placements and the relaxations are kept, to go on from.
 
     Raises:
         InvalidRequest: no placement is left.
@@ -167,16 +172,18 @@ def interaction_energy(
             "Try more placements, or lower `min_distance`.",
         )
     together = [host + each.guest for each in clear]
-    points = forces.evaluate([host, guest, *together])
-    for index, point in enumerate(points):
-        progress(Step("placements", index + 1, len(points), index, energy=point.energy))
+
+    def told(index: int, point: Point) -> None:
+        progress(Step("placements", index + 1, len(clear) + 2, index, energy=point.energy))
+
+    points = evaluate_kept(forces, [host, guest, *together], told, states, "placements", energies_alone=True)
     energies = np.array([point.energy for point in points])
     order = np.argsort(energies[2:], kind="stable")
     alone = float(energies[0] + energies[1])
     sites = tuple(Site(clear[k].centre, float(energies[2 + k] - alone), clearance(host, clear[k].guest)) for k in order)
     found = _Found(host, guest, float(energies[0]), float(energies[1]), [(float(energies[2 + k]), together[k]) for k in order[:1]])
     if parameters.relax:
-        found = _relaxed(forces, found, [together[k] for k in order[: parameters.relax_best]], parameters, progress)
+        found = _relaxed(forces, found, [together[k] for k in order[: parameters.relax_best]], parameters, progress, states)
     return _answer(forces, found, sites, len(tried), len(tried) - len(clear))
 
 
@@ -209,22 +216,27 @@ class _Found:
 
 
 def _relaxed(
-    forces: Forces, found: _Found, together: list[Atoms], parameters: InteractionEnergyParameters, progress: Progress
+    forces: Forces,
+    found: _Found,
+    together: list[Atoms],
+    parameters: InteractionEnergyParameters,
+    progress: Progress,
+    states: States,
 ) -> _Found:
     """Relaxes guest, host (where it may move) and the placements, all in the cell that was given."""
     how = OptimizationParameters(fmax=parameters.fmax, max_steps=parameters.max_steps, cell_filter="none")
     size = len(found.host)
-    guest = optimization(forces, found.guest, how, progress)
+    guest = relax_kept(forces, found.guest, how, progress, states, "guest")
     require_converged(guest, how, "the guest")
     host_energy, host = found.energy_host, found.host
     if parameters.relax_host:
-        relaxed = optimization(forces, host, how, progress)
+        relaxed = relax_kept(forces, host, how, progress, states, "host")
         require_converged(relaxed, how, "the host")
         host_energy, host = relaxed.final_energy, relaxed.optimized_atoms
     else:
         for each in together:
             each.set_constraint(FixAtoms(indices=range(size)))
-    answers = relax_all(forces, together, how, progress, "placements", require=False)
+    answers = relax_all(forces, together, how, progress, "placements", states, require=False)
     good = sorted((answer for answer in answers if answer.converged), key=lambda answer: answer.final_energy)
     if not good:
         raise errors.NotRelaxed(f"None of {len(answers)} placements converged within {parameters.max_steps} steps.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from forcegate.calculations.forces import Forces, calculator_of, side_by_side
 from forcegate.calculations.optimizers import FILTERS, OPTIMIZERS, captured, optimizer_of, restored
 from forcegate.calculations.parameters import Parameters, flag, integer, number, one_of
 from forcegate.calculations.progress import Progress, Step, ignore
-from forcegate.calculations.states import Checkpoint, State
+from forcegate.calculations.states import NOWHERE, Checkpoint, State, States
 
 KIND = "optimization"
+LARGE_BYTES = 1 << 20
+"""A part of a calculation has company: where the optimizer's memory is larger, such as the Hessian of 120 atoms, it is not kept."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def optimization(
     *,
     checkpoint: Checkpoint | None = None,
     resume: State | None = None,
+    at_end: Callable[[State], None] | None = None,
     phase: str = "relaxation",
     part: int | None = None,
 ) -> OptimizationAnswer:
@@ -140,6 +143,7 @@ def optimization(
     Args:
         checkpoint: called at every step; see ``states.Checkpoint``.
         resume: a state that this function handed out for the same ``atoms`` and parameters.
+        at_end: given the state of the end; whoever goes on from it gets the same answer at once.
         phase, part: what ``progress`` is told.
 
     Raises:
@@ -150,11 +154,53 @@ def optimization(
     run = _Relaxation(calculator_of(source), atoms, parameters, progress, phase, part)
     if resume is not None:
         run.restore(resume)
+        if resume.values.get("ended"):
+            return run.answer()
     while not run.measure() and run.steps < parameters.max_steps:
         if checkpoint is not None:
             checkpoint(run.state)
         run.advance()
+    if at_end is not None:
+        at_end(run.end())
     return run.answer()
+
+
+def relax_kept(
+    source: BaseCalculator | Forces,
+    atoms: Atoms,
+    parameters: OptimizationParameters,
+    progress: Progress,
+    states: States,
+    name: str,
+    *,
+    phase: str = "relaxation",
+    part: int | None = None,
+) -> OptimizationAnswer:
+    """A relaxation that is one part of a calculation: it goes on from the state of that ``name``, and its end is kept there too.
+
+    What follows rests on that end: a calculation that goes on has to find the same one.
+    """
+    keep = states.checkpoint(name)
+    return optimization(
+        source,
+        atoms,
+        parameters,
+        progress,
+        checkpoint=lambda make: keep(lambda: _lean(make())),
+        resume=states.state(name),
+        at_end=lambda state: states.keep_state(name, state),
+        phase=phase,
+        part=part,
+    )
+
+
+def _lean(state: State) -> State:
+    """The state without the optimizer's memory where that is large; the optimizer builds it up again from there."""
+    place = {name: state.arrays[name] for name in ("positions", "cell")}
+    if sum(array.nbytes for array in state.arrays.values()) <= LARGE_BYTES:
+        return state
+    values = {name: state.values[name] for name in ("trajectory", "optimizer")}
+    return replace(state, arrays=place, values=values | {"memory": False})
 
 
 def relax_all(
@@ -163,17 +209,18 @@ def relax_all(
     parameters: OptimizationParameters,
     progress: Progress = ignore,
     phase: str = "relaxation",
+    states: States = NOWHERE,
     *,
     require: bool = True,
 ) -> list[OptimizationAnswer]:
-    """Relaxes many structures, side by side where ``forces`` allows it.
+    """Relaxes many structures, side by side where ``forces`` allows it; each has its state, named by the phase and its number.
 
     Raises:
         NotRelaxed: one of them did not converge, unless ``require`` is False; the sentence says which, and how far it came.
     """
 
     def relax(calculator: BaseCalculator, structure: Atoms, part: int, report: Progress) -> OptimizationAnswer:
-        return optimization(calculator, structure, parameters, report, phase=phase, part=part)
+        return relax_kept(calculator, structure, parameters, report, states, f"{phase}-{part}", phase=phase, part=part)
 
     answers = side_by_side(forces, structures, relax, progress)
     for part, answer in enumerate(answers):
@@ -221,11 +268,12 @@ class _Relaxation:
         self.steps = 0
         self.trajectory: list[dict[str, float]] = []
         self.converged = False
+        self.residual: float | None = None
 
     def measure(self) -> bool:
         """Records where the relaxation is, tells ``progress``, and says whether it has converged."""
         energy, fmax = float(self.atoms.get_potential_energy()), geometry.largest_norm(self.atoms.get_forces())
-        residual = self._residual_stress()
+        residual = self.residual = self._residual_stress()
         if not np.isfinite([energy, fmax, 0.0 if residual is None else residual]).all():
             raise errors.NonFiniteResult(f"Energy, forces or stress were not finite at step {self.steps} of the relaxation.")
         volume = float(self.atoms.get_volume()) if self.atoms.pbc.all() else None
@@ -258,18 +306,26 @@ class _Relaxation:
             KIND, self.steps, arrays, values | {"trajectory": list(self.trajectory), "optimizer": self.parameters.optimizer}
         )
 
+    def end(self) -> State:
+        """Where it ended, with what has been measured there and without the optimizer's memory."""
+        arrays = {"positions": self.atoms.positions.copy(), "cell": self.atoms.cell.array.copy()}
+        values = {"trajectory": list(self.trajectory), "optimizer": self.parameters.optimizer, "memory": False, "ended": True}
+        return State(KIND, self.steps, arrays, values | {"converged": self.converged, "residual": self.residual})
+
     def restore(self, state: State) -> None:
-        """Goes on from ``state``."""
+        """Goes on from ``state``, or stands at the end that it holds."""
         state.belongs(KIND, len(self.atoms))
         if state.values["optimizer"] != self.parameters.optimizer:
             raise errors.InvalidRequest(
                 f"The state is that of {state.values['optimizer']}, not of {self.parameters.optimizer}.", ""
             )
         self.steps, self.trajectory = state.step, list(state.values["trajectory"])
+        self.converged, self.residual = state.values.get("converged", False), state.values.get("residual")
         # The filter measures strain from the cell that it was made with, so that is the start's and stays it.
         self.atoms.set_cell(state.arrays["cell"], scale_atoms=False, apply_constraint=False)
         self.atoms.set_positions(state.arrays["positions"], apply_constraint=False)
-        restored(self.optimizer, dict(state.arrays), dict(state.values))
+        if state.values.get("memory", True):
+            restored(self.optimizer, dict(state.arrays), dict(state.values))
 
     def answer(self) -> OptimizationAnswer:
         """What has been reached."""
@@ -284,7 +340,7 @@ class _Relaxation:
             final_energy=last["energy"],
             energy_change=last["energy"] - first["energy"],
             final_forces_max=last["fmax"],
-            final_stress_max=self._residual_stress(),
+            final_stress_max=self.residual,
             initial_volume=first.get("volume"),
             final_volume=last.get("volume"),
             rmsd=geometry.rms(moved),

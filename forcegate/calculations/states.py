@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -97,3 +97,53 @@ class State:
 
 Checkpoint = Callable[[Callable[[], State]], None]
 """Called at every step with a function that makes the state, so that making it costs nothing where it is not wanted yet."""
+
+
+class States(Protocol):
+    """Where the states of a calculation of several parts are kept: relaxations, volumes, strains, displacements, placements."""
+
+    def state(self, part: str) -> State | None:
+        """The last state that was kept of ``part``, or None where it begins."""
+
+    def checkpoint(self, part: str) -> Checkpoint:
+        """Keeps states of ``part``, not every one that it is offered."""
+
+    def keep_state(self, part: str, state: State) -> None:
+        """Keeps ``state`` of ``part`` in any case: other parts are built upon it."""
+
+
+class Nowhere:
+    """No state is kept, and every calculation begins at its beginning."""
+
+    def state(self, _: str) -> None:
+        """There is none."""
+
+    def checkpoint(self, _: str) -> Checkpoint:
+        """Offers come to nothing."""
+        return lambda make: None  # noqa: ARG005
+
+    def keep_state(self, _: str, __: State) -> None:
+        """It is dropped."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """The states of one part of ``whole``, whose own parts have its name before theirs."""
+
+    whole: States
+    name: str
+
+    def state(self, part: str) -> State | None:
+        """See ``States``."""
+        return self.whole.state(f"{self.name}/{part}")
+
+    def checkpoint(self, part: str) -> Checkpoint:
+        """See ``States``."""
+        return self.whole.checkpoint(f"{self.name}/{part}")
+
+    def keep_state(self, part: str, state: State) -> None:
+        """See ``States``."""
+        self.whole.keep_state(f"{self.name}/{part}", state)
+
+
+NOWHERE: States = Nowhere()

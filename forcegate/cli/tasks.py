@@ -35,7 +35,8 @@ def list_tasks(
         typer.echo(json.dumps(found, indent=2))
         return
     table = Table()
-    for column in ("task", "kind", "models", "status", "priority", "position", "created", "progress"):
+    table.add_column("task", no_wrap=True)  # to be copied
+    for column in ("kind", "models", "status", "priority", "position", "created", "progress"):
         table.add_column(column, overflow="fold")
     for view in found:
         row = (view["task_id"], view["kind"], ", ".join(view["models"]), view["status"], view["priority"])

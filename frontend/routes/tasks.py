@@ -41,8 +41,9 @@ def _endpoint(kind: str) -> Callable[[Request], Awaitable[Response]]:
         except ClientDisconnect:
             call.gone = True
             return Response(status_code=400)  # nobody is there to read it
-        body = answers.accepted(view) | {"request_id": call.request_id}
-        return await answer(body, call, 202, {"Location": f"/api/v1/tasks/{view.id}"})
+        where = f"/api/v1/tasks/{view.id}"
+        body = answers.accepted(view) | {"status_url": where, "request_id": call.request_id}
+        return await answer(body, call, 202, {"Location": where})
 
     return submitted
 

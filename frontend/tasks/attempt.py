@@ -145,23 +145,29 @@ class Attempt:
 
     def checkpoint(self, part: str) -> Checkpoint:
         """See ``Context``. When the worker stops, the state is kept at once and the calculation ends here."""
+        with self._lock:
+            self._saved.setdefault(part, time.monotonic())
 
         def checkpoint(make: Callable[[], State]) -> None:
             stopping = self.reason is Reason.STOPPED
-            if not stopping and time.monotonic() - self._saved.get(part, self.claimed) < self._settings.task_state_seconds:
+            if not stopping and time.monotonic() - self._saved[part] < self._settings.task_state_seconds:
                 return
-            data = make().as_bytes()
-
-            def write(connection: sa.Connection) -> None:
-                insert = inserting(connection, STATES).values(task=self.task, part=part, state=data)
-                connection.execute(insert.on_conflict_do_update(index_elements=["task", "part"], set_={"state": data}))
-
-            self._write("state", write)
+            self.keep_state(part, make())
             self._saved[part] = time.monotonic()
             if stopping:
                 raise Ended(Reason.STOPPED)
 
         return checkpoint
+
+    def keep_state(self, part: str, state: State) -> None:
+        """See ``Context``."""
+        data = state.as_bytes()
+
+        def write(connection: sa.Connection) -> None:
+            insert = inserting(connection, STATES).values(task=self.task, part=part, state=data)
+            connection.execute(insert.on_conflict_do_update(index_elements=["task", "part"], set_={"state": data}))
+
+        self._write("state", write)
 
     def kept(self, part: str) -> dict[str, Any] | None:
         """See ``Context``."""
@@ -177,7 +183,8 @@ class Attempt:
         def write(connection: sa.Connection) -> None:
             insert = inserting(connection, PARTS).values(task=self.task, part=part, result=text)
             connection.execute(insert.on_conflict_do_update(index_elements=["task", "part"], set_={"result": text}))
-            connection.execute(STATES.delete().where(STATES.c.task == self.task, STATES.c.part == part))
+            own = sa.or_(STATES.c.part == part, STATES.c.part.startswith(f"{part}/", autoescape=True))
+            connection.execute(STATES.delete().where(STATES.c.task == self.task, own))
 
         self._write("result of a part", write)
 

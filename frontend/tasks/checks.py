@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from ase.data import chemical_symbols
 
 from forcefields.catalogue import Variant
+from forcefields.runtime import physics
 from forcegate.dispersion import correction
-from forcegate.errors import (
-    ChargeNotSupported,
-    ForcegateError,
-    InvalidRequest,
-    ModelNotReady,
-    SpinNotSupported,
-    UnknownModel,
-    UnsupportedElement,
-)
+from forcegate.errors import ForcegateError, InvalidRequest, ModelNotReady, UnknownModel
 from forcegate.structure import Structure
 from frontend.requests import require_head
 from frontend.tasks.submission import Submission
 from frontend.triton.directory import LOADING, Directory
+
+ANY_SIZE = physics.Limits(sys.maxsize, sys.maxsize)
+"""What fits depends on the device, and is for the model to say; the body's own limit has been looked at."""
 
 
 @dataclass(frozen=True)
@@ -63,21 +60,12 @@ def resolve(directory: Directory, submission: Submission) -> Resolved:
 
 
 def check_structure(variant: Variant, head: str | None, structure: Structure) -> None:
-    """Checks that a model was made for ``structure``; its own process looks again.
+    """Checks that a model was made for ``structure``, as its own process does before each evaluation.
 
     Raises:
-        UnsupportedElement: it does not know one of the elements.
-        ChargeNotSupported, SpinNotSupported: it would ignore what is given.
+        ForcegateError: the error that a single point of it would have.
     """
-    unknown = variant.elements_outside(structure.numbers.tolist())
-    if unknown:
-        names = ", ".join(chemical_symbols[number] for number in unknown)
-        raise UnsupportedElement(f"The model {variant.name!r} does not know {names}.")
-    used = head or variant.default_head
-    if structure.charge and not variant.knows_charge(used):
-        raise ChargeNotSupported(f"The model {variant.name!r} would ignore the charge.")
-    if structure.spin and not variant.knows_spin(used):
-        raise SpinNotSupported(f"The model {variant.name!r} would ignore the spin multiplicity.")
+    physics.validate(structure, head or "", variant, ANY_SIZE)
 
 
 def _several(directory: Directory, submission: Submission) -> Resolved:

@@ -36,11 +36,14 @@ class Context(Protocol):
     def checkpoint(self, part: str) -> Checkpoint:
         """Keeps states of ``part``, at most one every few seconds."""
 
+    def keep_state(self, part: str, state: State) -> None:
+        """Keeps ``state`` of ``part`` now."""
+
     def kept(self, part: str) -> dict[str, Any] | None:
         """The result of ``part`` where it was finished, in this attempt or a former one."""
 
     def keep(self, part: str, result: dict[str, Any]) -> None:
-        """Keeps the result of ``part``; its state is forgotten. ``result`` is JSON."""
+        """Keeps the result of ``part``; its state, and those of its own parts, are forgotten. ``result`` is JSON."""
 
     def forces(self, model: str, head: str | None, dispersion: str) -> Forces:
         """A served model, by its canonical name. ``dispersion`` is ``none``, ``d3bj`` or ``auto``."""

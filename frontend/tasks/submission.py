@@ -7,19 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from forcefields.runtime.physics import check_geometry
 from forcegate.calculations.placements import guest_of
-from forcegate.errors import (
-    EmptyStructure,
-    ForcegateError,
-    InvalidCell,
-    InvalidRequest,
-    InvalidStructure,
-    NonFiniteInput,
-    UnsupportedTask,
-)
+from forcegate.errors import ForcegateError, InvalidRequest, UnsupportedTask
 from forcegate.structure import Structure, from_atoms, to_mapping
 from frontend.requests import Limits, cleaned, flag, heads_of, kind_of, mapping, model_names, read_structure, required, text
 from frontend.tasks.kinds import CALCULATIONS, TaskParameters
@@ -209,7 +201,7 @@ def _parameters(name: str, data: Mapping[str, Any], limits: Limits) -> tuple[Tas
     given = dict(data)
     if name == "interaction-energy" and isinstance(data.get("guest"), Mapping):
         guest = read_structure(data["guest"], limits)
-        _check_finite(guest)
+        check_geometry(guest)
         given["guest"] = to_mapping(guest)
     asked = validated(CALCULATIONS[name].parameters, given)
     asked.check()
@@ -220,23 +212,9 @@ def _parameters(name: str, data: Mapping[str, Any], limits: Limits) -> tuple[Tas
 
 def _structure(entry: Any, asked: TaskParameters, limits: Limits) -> Structure:
     structure = read_structure(entry, limits)
-    _check_finite(structure)
+    check_geometry(structure)
     asked.check_structure(structure.to_atoms(), limits.max_atoms)
     return structure
-
-
-def _check_finite(structure: Structure) -> None:
-    """What JSON could not carry, and what no model takes."""
-    if len(structure) == 0:
-        raise EmptyStructure("The structure has no atoms.")
-    arrays = (structure.positions, structure.cell, np.array([structure.charge]))
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise NonFiniteInput("A position, a cell vector or the charge is NaN or infinite.")
-    if any(np.abs(array).max(initial=0) > 1e6 for array in arrays[:2]):
-        raise InvalidStructure("A position or a cell vector is longer than 1e6 A.", "Check the unit: lengths are in A.")
-    periodic = structure.cell[structure.pbc]
-    if len(periodic) and np.linalg.matrix_rank(periodic, tol=1e-6) < len(periodic):
-        raise InvalidCell("The lattice vectors of the periodic directions are not independent.")
 
 
 def _atoms_of(name: str, data: Mapping[str, Any]) -> Any:

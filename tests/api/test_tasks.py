@@ -55,7 +55,8 @@ def body(atoms: Any = None, **parameters: Any) -> dict[str, Any]:
 def submitted(rest: httpx.Client, kind: str, data: dict[str, Any]) -> str:
     response = rest.post(f"/api/v1/tasks/{kind}", json=data)
     assert response.status_code == 202, response.text
-    assert response.headers["location"] == f"/api/v1/tasks/{response.json()['task_id']}"
+    where = f"/api/v1/tasks/{response.json()['task_id']}"
+    assert response.headers["location"] == response.json()["status_url"] == where
     return str(response.json()["task_id"])
 
 
@@ -151,6 +152,7 @@ def test_what_takes_longer_goes_on_and_is_named(rest: httpx.Client) -> None:
     is_error(late, 504, "task_continues")
     assert late.json()["retryable"] is False  # the same request again would be a second task
     task = late.json()["task_id"]
+    assert late.headers["location"] == late.json()["status_url"] == f"/api/v1/tasks/{task}"
     assert until(rest, task, "RUNNING")["progress"] is not None or until(rest, task, "RUNNING")
     is_error(rest.get(f"/api/v1/tasks/{task}/result"), 409, "task_not_finished")
     is_error(rest.post(f"/api/v1/tasks/{task}/retry"), 409, "conflict")
@@ -237,6 +239,10 @@ def test_what_cannot_be_carried_out_never_reaches_the_queue(rest: httpx.Client) 
         ({"atoms": {"symbols": ["Cu"], "positions": [[0, 0, 0]]}}, 422, "unsupported_element"),
         ({"atoms": argon() | {"charge": 1}}, 422, "charge_not_supported"),
         ({"atoms": argon() | {"positions": [[0, 0, None]] * 4}}, 422, "non_finite_input"),
+        ({"atoms": argon() | {"positions": [[0, 0, 2e6]] * 4}}, 422, "invalid_cell"),
+        ({"atoms": argon() | {"positions": [[0, 0, 0]] * 4}}, 422, "coincident_atoms"),
+        ({"atoms": argon() | {"cell": [[5, 0, 0], [0, 5, 0], [5, 5, 0.01]]}}, 422, "invalid_cell"),
+        ({"atoms": argon() | {"charge": 0.5}}, 422, "charge_not_supported"),
         ({"atoms": {"symbols": [], "positions": []}}, 422, "empty_structure"),
         ({"atoms": {"format": "cif", "text": "nonsense"}}, 422, "invalid_structure"),
         ({"fmax": "small"}, 400, "invalid_request"),
@@ -249,6 +255,11 @@ def test_what_cannot_be_carried_out_never_reaches_the_queue(rest: httpx.Client) 
         else:
             is_error(response, status, code)
         assert rest.post("/api/v1/optimization", json=body() | changes).status_code == response.status_code
+        if set(changes) == {"atoms"}:  # a bad structure has one error, in the same words, whatever is asked of it
+            point = rest.post("/api/v1/single_point", json=body() | changes).json()
+            assert {name: point[name] for name in ("code", "detail", "hint")} == {
+                name: response.json()[name] for name in ("code", "detail", "hint")
+            }
     assert rest.get("/api/v1/tasks").json()["total"] == total
     for path in ("nobody", "%00", "x" * 300):
         is_error(rest.get(f"/api/v1/tasks/{path}"), 404, "not_found")

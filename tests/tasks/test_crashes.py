@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from forcegate.calculations.states import Nowhere
 from frontend.tasks.queue import DurableTasks
 from frontend.tasks.task import Status
 from tests.tasks.test_worker import InProcess
-from tests.tasks.worker import dynamics, relax
-from tests.tasks.workers import Bench, all_events, completed, reaches, submit, until
+from tests.tasks.worker import dynamics, relax, stiffness
+from tests.tasks.workers import PATIENCE_SECONDS, Bench, all_events, completed, reaches, submit, until
 
 RELAXATION = {"seed": 5, "pause": 0.04}
 DYNAMICS = {
@@ -140,6 +141,34 @@ def test_a_worker_that_is_started_again_takes_its_tasks_back_at_once(bench: Benc
     bench.run(use)
 
 
+def test_a_task_of_many_parts_goes_on_with_those_that_are_left(bench: Bench, tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+
+    class Undisturbed(Nowhere, InProcess):
+        pass
+
+    expected = stiffness({"diary": str(tmp_path / "undisturbed")}, Undisturbed())  # type: ignore[arg-type]
+    whole = len((tmp_path / "undisturbed").read_text().splitlines())
+
+    def made() -> int:
+        return len(diary.read_text().splitlines()) if diary.exists() else 0
+
+    async def use(tasks: DurableTasks) -> None:
+        first = bench.start_ready()
+        task = (await submit(tasks, "stiffness", {"diary": str(diary), "pause": 0.1})).id
+        await asyncio.to_thread(until, lambda: made() >= 0.6 * whole)
+        first.kill()
+        before = made()
+        bench.start()
+        view = await completed(tasks, task)
+        assert view.attempt == 2
+        assert view.result == pytest.approx(expected, rel=1e-6)
+        # Each strain that was finished is kept; of the one under way what came after its last state is made again.
+        assert made() < whole + 8, (before, made(), whole)
+
+    bench.run(use)
+
+
 def test_two_workers_carry_out_each_task_once(bench: Bench, tmp_path: Path) -> None:
     diary = tmp_path / "diary"
     # A lease that no pause of a busy machine outlasts: what is looked at is the queue alone.
@@ -159,7 +188,7 @@ def test_two_workers_carry_out_each_task_once(bench: Bench, tmp_path: Path) -> N
 
 
 def test_random_kills_lose_nothing_and_finish_nothing_twice(bench: Bench, tmp_path: Path) -> None:
-    """Three rounds here; ``benchmarks/sections/tasks.py`` makes twenty, and ``FORCEGATE_KILL_ROUNDS`` as many as one likes."""
+    """Three rounds here, or ``FORCEGATE_KILL_ROUNDS``; docs/tasks.md says what came of twenty."""
     bench.database_url = bench.database_url or f"sqlite:///{bench.state.resolve() / 'tasks.sqlite'}"
     rounds = int(os.environ.get("FORCEGATE_KILL_ROUNDS", "3"))
     bench.run(lambda tasks: kill_rounds(bench, tasks, rounds, tmp_path))
@@ -180,7 +209,7 @@ async def kill_rounds(bench: Bench, tasks: DurableTasks, rounds: int, folder: Pa
         workers[victim] = bench.start(state=bench.state / "ab"[victim])
     results = defaultdict(set)
     for position, task in enumerate(ids):
-        view = await completed(tasks, task)
+        view = await completed(tasks, task, PATIENCE_SECONDS + 20 * rounds)  # all of them are under way at once
         ends = [event for event in await all_events(tasks, task) if event.data.get("status") == "COMPLETED"]
         assert len(ends) == 1, "finished once"
         results[position % 5].add(str(round(view.result["energy"], 6) if "energy" in (view.result or {}) else view.result))  # type: ignore[index]

@@ -14,9 +14,11 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 
 from forcegate import jsonlog
+from forcegate.calculations.elasticity import ElasticityParameters, elasticity
 from forcegate.calculations.optimization import OptimizationParameters, optimization
 from forcegate.calculations.progress import Step
 from forcegate.calculations.stability import StabilityParameters, stability
+from forcegate.calculations.states import Within
 from forcegate.errors import InvalidStructure, ServerUnavailable
 from frontend import settings
 from frontend.tasks import worker
@@ -89,6 +91,30 @@ def count(parameters: dict[str, Any], context: Context) -> dict[str, Any]:
     return {"steps": parameters.get("steps", 1)}
 
 
+class Counted(EMT):
+    """EMT that notes each evaluation in a file that outlives the worker; ``pause`` s stand for a dearer model."""
+
+    def __init__(self, diary: Path, pause: float) -> None:
+        super().__init__()
+        self._diary, self._pause = diary, pause
+
+    def calculate(self, *arguments: Any, **options: Any) -> None:
+        """One evaluation."""
+        super().calculate(*arguments, **options)
+        with self._diary.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(self._pause)
+
+
+def stiffness(parameters: dict[str, Any], context: Context) -> dict[str, Any]:
+    """Elastic constants of rattled copper: a relaxation, then one for each strain."""
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.05, seed=1)
+    calculator = Counted(Path(parameters["diary"]), parameters.get("pause", 0.0))
+    answer = elasticity(calculator, atoms, ElasticityParameters(num_strains=1), context.progress, Within(context, "whole"))
+    return {"bulk_modulus": answer.bulk_modulus_vrh}
+
+
 def parts(parameters: dict[str, Any], context: Context) -> dict[str, Any]:
     """Several parts, each with a line in a file when it is worked out rather than found."""
     diary = Path(parameters["diary"])
@@ -129,6 +155,7 @@ KINDS = {
         ("dynamics", dynamics),
         ("count", count),
         ("parts", parts),
+        ("stiffness", stiffness),
         ("fail", fail),
         ("hang", hang),
     )

@@ -118,16 +118,16 @@ async def submit(tasks: DurableTasks, kind: str, parameters: dict[str, Any], **o
     return await tasks.submit(kind, parameters, ["none"], Options(**options), "ada")
 
 
-async def finished(tasks: DurableTasks, task: str) -> View:
+async def finished(tasks: DurableTasks, task: str, seconds: float = PATIENCE_SECONDS) -> View:
     """The task at its end."""
-    view = await tasks.wait(task, PATIENCE_SECONDS)
+    view = await tasks.wait(task, seconds)
     assert view.status.final, view
     return view
 
 
-async def completed(tasks: DurableTasks, task: str) -> View:
+async def completed(tasks: DurableTasks, task: str, seconds: float = PATIENCE_SECONDS) -> View:
     """The task, which has to have succeeded."""
-    view = await finished(tasks, task)
+    view = await finished(tasks, task, seconds)
     assert view.status is Status.COMPLETED, view
     return view
 

@@ -54,7 +54,8 @@ class BatchKind(Kind):
         else:
             outcomes |= _side_by_side(kind, forces, left)
         results = [{"index": index, **outcomes[index]} for index in range(len(entries))]
-        failed = sum("error" in result for result in results)
+        # `error` of an energy against a reference is a number, or null.
+        failed = sum(isinstance(result.get("error"), Mapping) for result in results)
         return {
             "task": parameters["task"].replace("-", "_"),
             "count": len(results),

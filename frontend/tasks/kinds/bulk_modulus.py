@@ -30,7 +30,7 @@ class BulkModulus(TaskParameters):
 
 def calculate(job: Job) -> BulkModulusAnswer:
     """All volumes at once, and the fit."""
-    return bulk_modulus(job.forces, job.atoms, job.parameters.as_given(BulkModulusParameters), job.progress)
+    return bulk_modulus(job.forces, job.atoms, job.parameters.as_given(BulkModulusParameters), job.progress, job.states)
 
 
 KIND = Calculation(

@@ -27,7 +27,7 @@ class Elasticity(TaskParameters):
 
 def calculate(job: Job) -> ElasticityAnswer:
     """All strains at once."""
-    return elasticity(job.forces, job.atoms, job.parameters.as_given(ElasticityParameters), job.progress)
+    return elasticity(job.forces, job.atoms, job.parameters.as_given(ElasticityParameters), job.progress, job.states)
 
 
 KIND = Calculation("elasticity", "Stiffness tensor and the moduli that follow from it.", Elasticity, calculate, ElasticityAnswer)

@@ -57,7 +57,7 @@ def calculate(job: Job) -> HeatCapacityAnswer:
     """All displacements at once; a supercell that is small for phonons is named in the warnings."""
     asked = job.parameters
     assert isinstance(asked, HeatCapacity)
-    answer = heat_capacity(job.forces, job.atoms, asked.as_given(HeatCapacityParameters), job.progress)
+    answer = heat_capacity(job.forces, job.atoms, asked.as_given(HeatCapacityParameters), job.progress, job.states)
     apart = float((geometry.heights(answer.relaxed_atoms.cell.array) * answer.supercell).min())
     if apart < 0.99 * asked.supercell_length and asked.supercell is not None:
         warning = (

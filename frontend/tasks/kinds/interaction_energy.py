@@ -75,7 +75,7 @@ def calculate(job: Job) -> InteractionEnergyAnswer:
     """All placements at once."""
     asked = job.parameters
     assert isinstance(asked, InteractionEnergy)
-    return interaction_energy(job.forces, job.atoms, asked.calculation(), job.progress)
+    return interaction_energy(job.forces, job.atoms, asked.calculation(), job.progress, job.states)
 
 
 KIND = Calculation(

@@ -13,7 +13,7 @@ from ase.calculators.calculator import BaseCalculator
 from forcegate.calculations.answers import Answer
 from forcegate.calculations.forces import Forces
 from forcegate.calculations.progress import Progress, Step
-from forcegate.calculations.states import Checkpoint, State
+from forcegate.calculations.states import Checkpoint, State, States, Within
 from frontend.tasks.kinds.kind import TaskParameters
 from frontend.tasks.kinds.trajectory import Trajectory
 
@@ -85,6 +85,11 @@ class Job:
     def checkpoint(self) -> Checkpoint:
         """Keeps states."""
         return self.context.checkpoint(self.part)
+
+    @property
+    def states(self) -> States:
+        """Where a calculation of several parts keeps the state of each."""
+        return Within(self.context, self.part)
 
     def trajectory(self, kept: int | None) -> Trajectory:
         """The file that frames go to; those above number ``kept`` are dropped, all where it is None."""

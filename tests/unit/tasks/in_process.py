@@ -26,12 +26,17 @@ class InProcess:
     Args:
         folder: of the artifacts; states and results of parts are kept beside it.
         die_at: number of the step that the worker does not survive.
+        die_after: number of evaluations that it does not survive.
+        every: of how many steps one state is kept.
         missing: models that are not there.
     """
 
     folder: Path
     die_at: int | None = None
     missing: tuple[str, ...] = ()
+    die_after: int | None = None
+    every: int = 3
+    evaluations: int = 0
     steps: list[Step] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -53,26 +58,43 @@ class InProcess:
         self.lines.append(text)
 
     def state(self, part: str) -> State | None:
-        path = self.kept_in / f"{part}.npz"
+        path = self._path(part)
         return State.load(path) if path.exists() else None
 
     def checkpoint(self, part: str) -> Checkpoint:
         def keep(make: Callable[[], State]) -> None:
             # Every third step: a worker keeps one every few seconds, so that the newest steps are not in it.
-            if (state := make()).step % 3 == 0:
-                state.save(self.kept_in / f"{part}.npz")
+            if (state := make()).step % self.every == 0:
+                state.save(self._path(part))
 
         return keep
+
+    def keep_state(self, part: str, state: State) -> None:
+        state.save(self._path(part))
+
+    def _path(self, part: str) -> Path:
+        return self.kept_in / f"{part.replace('/', ' ')}.npz"
 
     def kept(self, part: str) -> dict[str, Any] | None:
         return self.results.get(part)
 
     def keep(self, part: str, result: dict[str, Any]) -> None:
         self.results[part] = result
-        (self.kept_in / f"{part}.npz").unlink(missing_ok=True)
+        for path in [self._path(part), *self.kept_in.glob(f"{part} *.npz")]:
+            path.unlink(missing_ok=True)
 
     def forces(self, model: str, head: str | None, dispersion: str) -> Forces:
         self.asked.append((model, head, dispersion))
         if model in self.missing:
             raise errors.GateFailed(f"The model {model!r} did not pass its gate.")
-        return OneByOne(lennard_jones(epsilon=1.1 * EPSILON if model == "stiffer" else EPSILON))
+        calculator = lennard_jones(epsilon=1.1 * EPSILON if model == "stiffer" else EPSILON)
+        calculate = calculator.calculate
+
+        def counted(*arguments: Any, **options: Any) -> None:
+            if self.die_after is not None and self.evaluations >= self.die_after:
+                raise Killed
+            calculate(*arguments, **options)
+            self.evaluations += 1
+
+        calculator.calculate = counted
+        return OneByOne(calculator)

@@ -99,6 +99,50 @@ def test_a_task_whose_worker_died_ends_as_if_nothing_had_happened(kind: str, par
     assert len(numbers) == len(set(numbers))
 
 
+PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "bulk-modulus": ({"relax_cell": True, "num_points": 5, "fmax": 1e-3}, {"rattled": 0.05}),
+    "elasticity": ({"relax_cell": True, "num_strains": 1}, {"rattled": 0.05}),
+    "heat-capacity": ({"supercell": [1, 1, 1], "temperatures": [50], "mesh_length": 10}, {"rattled": 0.02}),
+    "interaction-energy": (
+        {
+            "guest": {"symbols": ["Ar"], "positions": [[0, 0, 0]]},
+            "placement": "random",
+            "count": 40,
+            "min_distance": 2.5,
+            "relax": True,
+            "relax_host": True,
+            "fmax": 0.005,
+        },
+        {"rattled": 0.05, "a": 7.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_task_of_many_parts_goes_on_with_those_that_are_left(kind: str, tmp_path: Path) -> None:
+    parameters, made = PARTS[kind]
+    data = body(argon(**made), **parameters)
+    undisturbed = InProcess(tmp_path / "undisturbed", every=1)
+    expected = run(kind, data, undisturbed)
+    whole = undisturbed.evaluations
+    made_in_all, attempts, result = 0, 0, None
+    while result is None:
+        # Each attempt dies after a fifth of the work.
+        attempt = InProcess(tmp_path / "disturbed", every=1, die_after=max(4, whole // 5))
+        with suppress(Killed):
+            result = run(kind, copy.deepcopy(data), attempt)
+        made_in_all += attempt.evaluations
+        attempts += 1
+        assert attempts < 30, "it does not come on"
+    assert attempts >= 4
+    # Every step's state is kept here, so that nothing is made again but the first evaluation of a part under way.
+    assert made_in_all <= 1.2 * whole, (made_in_all, whole, attempts)
+    assert result.keys() == expected.keys()
+    for name in ("bulk_modulus", "bulk_modulus_vrh", "max_frequency", "interaction_energy"):
+        if name in expected:
+            assert result[name] == pytest.approx(expected[name], rel=1e-6)  # a relaxation that lost its Hessian ends beside it
+
+
 def test_the_cell_of_an_equation_of_state_is_taken_as_it_is_given(context: InProcess) -> None:
     # 1 % of volume under pressure: relax_cell would take the middle volume to that of the minimum.
     atoms = bulk("Ar", "fcc", a=0.997 * A0)
@@ -145,6 +189,13 @@ def test_elasticity_qmof_single_point_and_guest(tmp_path: Path) -> None:
     x = (3.4 / 3.8) ** 6
     shift = 4 * 0.0103 * ((3.4 / 8.5) ** 12 - (3.4 / 8.5) ** 6)
     assert site["interaction_energy"] == pytest.approx(4 * 0.0103 * (x * x - x) - shift, abs=1e-9)
+
+
+def test_an_energy_that_differs_from_its_reference_is_no_failure(context: InProcess) -> None:
+    asked = body([argon(), argon(2)], task="qmof_energy", task_params={"reference_energy": -0.3})
+    result = run("batch", asked, context)
+    assert (result["succeeded"], result["failed"]) == (2, 0)
+    assert [each["error"] for each in result["results"]] == [each["energy"] + 0.3 for each in result["results"]]
 
 
 def test_a_batch_of_relaxations_moves_in_step_and_a_bad_structure_fails_alone(context: InProcess) -> None:
