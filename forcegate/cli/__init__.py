@@ -56,6 +56,7 @@ def application() -> typer.Typer:
 
 def _add_serve(app: typer.Typer) -> None:
     try:
+        from forcegate.cli.deploy import deploy
         from forcegate.cli.environments import env
         from forcegate.cli.export import export
         from forcegate.cli.gateway import gateway
@@ -69,6 +70,7 @@ def _add_serve(app: typer.Typer) -> None:
     app.command()(worker)
     app.command()(export)
     app.add_typer(env, name="env")
+    app.add_typer(deploy, name="deploy")
     app.add_typer(placement, name="placement")
 
 
