@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from docker import compose, pins, production
+from docker import compose, dashboards, pins, production
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,6 +20,7 @@ def files() -> dict[Path, str]:
         ROOT / "requirements" / "service.txt": pins.service(),
         ROOT / ".env.production.example": production.example(),
         **compose.files(),
+        **dashboards.files(),
     }
 
 

@@ -126,7 +126,14 @@ def parts_of(root: Path, state: Path, **settings: object) -> Iterator[Parts]:
     """Variables for parts on free ports; those that run are ended with the block."""
     names = ("PORT", "GRPC_PORT", "METRICS_PORT", "HTTP_PORT", "WORKER_METRICS_PORT")
     given: dict[str, object] = dict(zip(names, free_ports(len(names)), strict=True))
-    given |= {"STATE": state, "MODELS": "lj-argon", "THREADS": 1, "LOG_TO": "stderr", "TRITON_HOST": "127.0.0.1"} | settings
+    given |= {
+        "STATE": state,
+        "MODELS": "lj-argon",
+        "THREADS": 1,
+        "LOG_TO": "stderr",
+        "DRAIN_SECONDS": 2,
+        "TRITON_HOST": "127.0.0.1",
+    } | settings
     variables = _plain() | {"OMP_NUM_THREADS": "1"} | {f"FORCEGATE_{name}": str(value) for name, value in given.items()}
     parts = Parts(root, state, variables)
     with ExitStack() as stack:
