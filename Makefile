@@ -31,7 +31,7 @@ lint: $(STAMP) ## formatting, style and types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 docs: $(STAMP) ## write the generated documents anew
-	@$(BIN)/python -m docs.generate && $(BIN)/python -m frontend.documentation && $(BIN)/python -m exporters.repository
+	@$(BIN)/python -m docs.generate && $(BIN)/python -m frontend.documentation && $(BIN)/python -m exporters.repository && $(BIN)/python -m docker.generate
 
 clean: ## remove everything that was built
 	rm -rf environments var

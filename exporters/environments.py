@@ -122,6 +122,11 @@ def ensure(environment: Environment, root: Path, say: Say, again: bool = False) 
 
 def _build(environment: Environment, root: Path, say: Say) -> None:
     folder = root / "environments" / environment.name
+    if folder.parent.is_dir() and not os.access(folder.parent, os.W_OK):  # an image: what is in it was decided when it was built
+        raise SetupError(
+            f"The environment {environment.name} is not there, or from other pins, and {folder.parent} cannot be written.",
+            "Build the image with this family among FAMILIES (docs/deployment.md), or serve other models.",
+        )
     _enough_disk(folder.parent, FREE_DISK_GB.get(environment.name, FREE_DISK_GB["family"]))
     library = _libpython()
     pins = [line for line in environment.requirements.read_text().splitlines() if line and not line.startswith("#")]

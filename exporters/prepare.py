@@ -12,16 +12,21 @@ from exporters.lock import locked
 from forcefields import catalogue as catalogues
 from forcefields.catalogue import Catalogue, Variant
 from forcefields.verification import sha256
-from forcegate.errors import CheckpointMismatch, CheckpointMissing
+from forcegate.errors import CheckpointMismatch, CheckpointMissing, SetupError
 
 FOREIGN = "model_repository"
 """Folder in the state folder with the entries of families from elsewhere."""
 
 
-def prepare(root: Path, state: Path, catalogue: Catalogue, names: list[str], say: environments.Say) -> Catalogue:
+def prepare(
+    root: Path, state: Path, catalogue: Catalogue, names: list[str], say: environments.Say, embedded: bool = True
+) -> Catalogue:
     """Builds what the named variants need. A checkpoint that is missing or differs is told and costs that variant alone.
 
     Nothing is downloaded but packages: fetching weights is ``forcegate export``'s.
+
+    Args:
+        embedded: whether the embedded tritonserver is needed too.
 
     Returns:
         The catalogue with the hashes that were recorded on the way.
@@ -33,7 +38,7 @@ def prepare(root: Path, state: Path, catalogue: Catalogue, names: list[str], say
     requirements = {family.name: family.requirements for family in catalogue.families.values()}
     families = dict.fromkeys(variant.family for variant in variants)
     of_families = [environments.of_family(catalogue.families[name], requirements) for name in families]
-    for environment in dict.fromkeys([environments.of_triton(root), *of_families]):
+    for environment in dict.fromkeys([*([environments.of_triton(root)] if embedded else []), *of_families]):
         environments.ensure(environment, root, say)
         environments.check(environment, root)
     adopt(catalogue, root, state)
@@ -98,7 +103,13 @@ def lock(state: Path, name: str) -> Path:
 
 def write_repository(catalogue: Catalogue, root: Path, state: Path, say: environments.Say) -> None:
     """Brings the configurations in both repositories up to date."""
-    written = repository.write(catalogue, root / "model_repository")
-    written += repository.write_foreign(catalogue, state / FOREIGN, root / "environments")
+    try:
+        written = repository.write(catalogue, root / "model_repository")
+        written += repository.write_foreign(catalogue, state / FOREIGN, root / "environments")
+    except OSError as error:
+        raise SetupError(
+            f"The model repository is of another version, and cannot be written: {error.strerror}.",
+            "Run the export job first (docs/deployment.md): it alone writes there.",
+        ) from None
     for path in written:
         say(f"repository: wrote {path.relative_to(path.parents[2] if path.name == 'model.py' else path.parents[1])}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import cast
@@ -110,6 +111,10 @@ class Service:
 
     def observe(self, directory: Directory | None = None) -> None:
         """Sets the metrics of what is, as opposed to what happens."""
+        with suppress(OSError):
+            disk = shutil.disk_usage(self.settings.state)
+            self.metrics.state_free.set(disk.free)
+            self.metrics.state_size.set(disk.total)
         for entry in (directory or self.directory).entries():
             self.metrics.model_ready.labels(entry.variant.name).set(entry.state == READY)
         for model, queue in self._queues.items():

@@ -27,10 +27,25 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the gateway (REST).")
     gateways: int = Field(
-        1, ge=1, le=64, description="Gateway processes that share the port; each is good for one core (docs/operations.md)."
+        1,
+        ge=0,
+        le=64,
+        description="Gateway processes that share the port; each is good for one core (docs/operations.md). 0 where they run "
+        "elsewhere, by `forcegate gateway`.",
     )
-    grpc_port: int = Field(8001, ge=1, le=65535, description="Port of Triton's gRPC, on loopback.")
-    metrics_port: int = Field(8002, ge=1, le=65535, description="Port of Triton's Prometheus metrics, on loopback.")
+    triton_host: str = Field("127.0.0.1", description="Where gateways and workers find Triton.")
+    internal_host: str = Field(
+        "127.0.0.1",
+        description="Address that Triton's gRPC and metrics, and the metrics of workers, listen on. Another than loopback belongs "
+        "into a private network, and Triton's needs `tritonserver`.",
+    )
+    tritonserver: str = Field(
+        "",
+        description="Folder of the tritonserver to use, with `bin/` and `backends/`, such as `/opt/tritonserver` in NVIDIA's "
+        "image; empty for the embedded one.",
+    )
+    grpc_port: int = Field(8001, ge=1, le=65535, description="Port of Triton's gRPC.")
+    metrics_port: int = Field(8002, ge=1, le=65535, description="Port of Triton's Prometheus metrics.")
     http_port: int = Field(8003, ge=1, le=65535, description="Port of Triton's HTTP, on loopback.")
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("sevennet-0", "chgnet-0.3.0"),
@@ -82,6 +97,12 @@ class Settings(BaseSettings):
         0.0, ge=0, description="Memory that one model's evaluation may take, in GB; 0 is half of what is free at load."
     )
     workers: int = Field(1, ge=0, description="Worker processes for tasks that `forcegate serve` starts; 0 for none.")
+    worker_metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port of a worker's Prometheus metrics; 0 for none. Further workers of `forcegate serve` take the next ports.",
+    )
     task_concurrency: int = Field(
         32, ge=1, description="Tasks that a worker carries out at once; their force calls meet in Triton's batches."
     )
@@ -115,6 +136,11 @@ class Settings(BaseSettings):
         "without it. What to install is in `forcefields/<family>/accelerated.txt`.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log lines that are written.")
+    log_to: Literal["files", "stderr"] = Field(
+        "files",
+        description="Where the processes of `forcegate serve` write their logs: `files` in the state folder, or its own `stderr`, "
+        "for containers.",
+    )
     drain_seconds: float = Field(30.0, ge=0, description="Time that requests in flight get to finish when the service stops.")
 
     @field_validator("models", mode="before")
@@ -137,12 +163,12 @@ class Settings(BaseSettings):
     @property
     def structures_per_gateway(self) -> int:
         """Structures that one gateway holds at most: its share, but never less than one full batch where all may hold that."""
-        return max(self.max_in_flight // self.gateways, min(self.max_in_flight, self.max_batch))
+        return max(self.max_in_flight // max(self.gateways, 1), min(self.max_in_flight, self.max_batch))
 
     @property
     def grpc_address(self) -> str:
         """Where Triton's gRPC is."""
-        return f"127.0.0.1:{self.grpc_port}"
+        return f"[{self.triton_host}]:{self.grpc_port}" if ":" in self.triton_host else f"{self.triton_host}:{self.grpc_port}"
 
     @property
     def repository(self) -> Path:

@@ -190,6 +190,15 @@ class Metrics:
         self.refused = Counter("forcegate_refused", "Work that was not taken on, by reason.", ("reason",), registry=registry)
         self.retries = Counter("forcegate_retries", "Evaluations sent again.", ("model", "code"), registry=registry)
         self.tasks = TaskMetrics(registry)
+        self.state_free = Gauge(
+            "forcegate_state_free_bytes",
+            "Free bytes of the disk that has the state folder.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.state_size = Gauge(
+            "forcegate_state_bytes", "Size of that disk in bytes.", registry=registry, multiprocess_mode="livemax"
+        )
         self.model_ready = Gauge(
             "forcegate_model_ready", "1 for a model that answers.", ("model",), registry=registry, multiprocess_mode="livemax"
         )

@@ -15,7 +15,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks ``alone`` what starts or asks a service: who shares whose batch, and how long it takes, depends on what else runs."""
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
-        if folder not in ("unit", "conformance") or "service" in getattr(item, "fixturenames", ()):
+        alone = item.path.stem in ("test_parts", "test_prometheus") if folder == "deploy" else folder not in ("unit", "conformance")
+        if alone or "service" in getattr(item, "fixturenames", ()):
             item.add_marker("alone")
 
 

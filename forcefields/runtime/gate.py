@@ -22,6 +22,7 @@ import numpy as np
 from forcefields.base import Result
 from forcefields.catalogue import HERE, Family, Variant
 from forcefields.cost import Cost
+from forcefields.processes import processes
 from forcefields.runtime import golden
 from forcefields.runtime.arithmetic import Arithmetic
 from forcefields.runtime.engine import DEFAULT_OUTPUTS, Engine
@@ -297,6 +298,7 @@ def write_report(
             "checkpoint_sha256": variant.checkpoint.sha256,
             "cost": cost.as_dict(),
             "pid": os.getpid(),
+            "namespace": processes(),
             "resident_mb": _resident_mb(),
             "time": time.time(),
         },
@@ -307,7 +309,8 @@ def write_failure(state: Path, name: str, error: ForcegateError) -> None:
     """Tells supervisor and gateway why a model is not served."""
     told = error.as_dict()
     write_json(
-        state / "reports" / f"{name}.json", {"model": name, "ready": False, "error": told, "pid": os.getpid(), "time": time.time()}
+        state / "reports" / f"{name}.json",
+        {"model": name, "ready": False, "error": told, "pid": os.getpid(), "namespace": processes(), "time": time.time()},
     )
 
 

@@ -56,17 +56,21 @@ def application() -> typer.Typer:
 
 def _add_serve(app: typer.Typer) -> None:
     try:
+        from forcegate.cli.deploy import deploy
         from forcegate.cli.environments import env
         from forcegate.cli.export import export
+        from forcegate.cli.gateway import gateway
         from forcegate.cli.placement import placement
         from forcegate.cli.serve import serve
         from forcegate.cli.worker import worker
     except ImportError:  # the extra `serve` is not installed: this machine is a client alone
         return
     app.command()(serve)
+    app.command()(gateway)
     app.command()(worker)
     app.command()(export)
     app.add_typer(env, name="env")
+    app.add_typer(deploy, name="deploy")
     app.add_typer(placement, name="placement")
 
 

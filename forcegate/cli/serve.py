@@ -65,7 +65,7 @@ def serve(
 def _prepare(settings: Settings, catalogue: Catalogue, names: list[str], say: Callable[[str], None]) -> Catalogue:
     from exporters.prepare import prepare
 
-    return prepare(settings.root, settings.state, catalogue, names, say)
+    return prepare(settings.root, settings.state, catalogue, names, say, embedded=not settings.tritonserver)
 
 
 @contextmanager

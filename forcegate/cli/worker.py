@@ -15,6 +15,7 @@ if find_spec("frontend") is None or find_spec("pydantic_settings") is None:
 
 def worker(
     concurrency: Annotated[int | None, typer.Option("--concurrency", "-c", help="Tasks at once.")] = None,
+    triton_host: Annotated[str | None, typer.Option(help="Host where Triton runs.")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="Port of Triton's gRPC.")] = None,
     database_url: Annotated[str | None, typer.Option(help="Database of the tasks; SQLite in the state folder without.")] = None,
 ) -> None:
@@ -22,7 +23,9 @@ def worker(
     from frontend import settings as all_settings
     from frontend.supervisor.service import child_environment
 
-    settings = all_settings.load(task_concurrency=concurrency, grpc_port=grpc_port, database_url=database_url)
+    settings = all_settings.load(
+        task_concurrency=concurrency, triton_host=triton_host, grpc_port=grpc_port, database_url=database_url
+    )
     # In place of this process, so that its signals and its end are the worker's.
     command = [sys.executable, "-m", "frontend.tasks.worker"]
     os.execve(sys.executable, command, child_environment(settings))

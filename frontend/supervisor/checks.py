@@ -23,6 +23,7 @@ def check_machine(settings: Settings) -> None:
     Raises:
         SetupError: one of them does not do.
     """
+    _own_network(settings)
     _ports(settings)
     need = MEMORY_PER_MODEL_GB * len(settings.models) + 0.5
     free = psutil.virtual_memory().available / 1e9
@@ -45,13 +46,29 @@ def check_machine(settings: Settings) -> None:
         raise SetupError("The device is set to cuda, and this machine has no NVIDIA driver.", f"Set {PREFIX}DEVICE to cpu or auto.")
 
 
+def _own_network(settings: Settings) -> None:
+    """The embedded server has known holes; one that others may reach has to be a newer one."""
+    local = settings.internal_host in ("localhost", "::1") or settings.internal_host.startswith("127.")
+    if not local and not settings.tritonserver:
+        raise SetupError(
+            f"The embedded tritonserver may not listen on {settings.internal_host}: this version has known holes.",
+            f"Set {PREFIX}TRITONSERVER to a newer one, such as that of NVIDIA's image from 26.07 on, or leave "
+            f"{PREFIX}INTERNAL_HOST out.",
+        )
+    program = Path(settings.tritonserver) / "bin" / "tritonserver"
+    if settings.tritonserver and not program.is_file():
+        raise SetupError(f"There is no {program}.", f"Set {PREFIX}TRITONSERVER to the folder that has bin/tritonserver in it.")
+
+
 def _ports(settings: Settings) -> None:
-    wanted = {
-        "port": (settings.host, settings.port),
-        "grpc_port": ("127.0.0.1", settings.grpc_port),
-        "metrics_port": ("127.0.0.1", settings.metrics_port),
+    wanted = {"port": (settings.host, settings.port)} if settings.gateways else {}
+    wanted |= {
+        "grpc_port": (settings.internal_host, settings.grpc_port),
+        "metrics_port": (settings.internal_host, settings.metrics_port),
         "http_port": ("127.0.0.1", settings.http_port),
     }
+    if settings.worker_metrics_port and settings.workers:
+        wanted["worker_metrics_port"] = (settings.internal_host, settings.worker_metrics_port)
     seen: dict[int, str] = {}
     for name, (host, port) in wanted.items():
         if port in seen:

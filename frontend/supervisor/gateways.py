@@ -31,9 +31,9 @@ class Gateways:
         self._settings = settings
         self._socket: socket.socket | None = None
         self._metrics = (settings.state / "metrics").resolve()
-        several = settings.gateways > 1
+        several, to_file = settings.gateways > 1, settings.log_to == "files"
         self.processes = [
-            ChildProcess(f"gateway {number}" if several else "gateway", log) for number in range(1, settings.gateways + 1)
+            ChildProcess(f"gateway {number}" if several else "gateway", log, to_file) for number in range(1, settings.gateways + 1)
         ]
 
     async def start(self, patience: float) -> None:
@@ -42,6 +42,8 @@ class Gateways:
         Raises:
             SetupError: the port cannot be opened, one of them ended, or was not ready after ``patience`` seconds.
         """
+        if not self.processes:
+            return
         if self._settings.gateways > 1:
             # What gateways of an earlier service counted.
             shutil.rmtree(self._metrics, ignore_errors=True)

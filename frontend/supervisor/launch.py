@@ -63,7 +63,8 @@ def run(settings: Settings, prepare: Prepare, setup_only: bool = False) -> int:
             return 0
         # The supervisor's own log; what a person should see goes through `say`.
         (settings.state / "logs").mkdir(parents=True, exist_ok=True)
-        jsonlog.configure(settings.log_level, process="supervisor", stream=(settings.state / "logs" / "supervisor.log").open("a"))
+        stream = (settings.state / "logs" / "supervisor.log").open("a") if settings.log_to == "files" else sys.stderr
+        jsonlog.configure(settings.log_level, process="supervisor", stream=stream)
         return asyncio.run(
             _serve(settings, catalogue, [catalogue.resolve(name).with_dtype(dtype) for name, dtype in dtypes.items()], console)
         )
@@ -192,9 +193,13 @@ def address(settings: Settings) -> str:
 
 def _where_to_go(settings: Settings, outcomes: list[Loaded]) -> Iterator[str]:
     url = address(settings)
+    own = f"http://127.0.0.1:{settings.metrics_port}/metrics"
+    if not settings.gateways:
+        yield f"gRPC     {settings.internal_host}:{settings.grpc_port}    metrics {own}"
+        return
     yield f"REST     {url}  (documentation at {url}/docs)"
-    yield f"gRPC     {settings.grpc_address}    metrics http://127.0.0.1:{settings.metrics_port}/metrics and {url}/metrics"
-    yield f"logs     {settings.state / 'logs'}"
+    yield f"gRPC     {settings.grpc_address}    metrics {own} and {url}/metrics"
+    yield f"logs     {settings.state / 'logs' if settings.log_to == 'files' else 'here'}"
     ready = next((outcome.variant for outcome in outcomes if outcome.error is None), None)
     if ready is not None:
         symbol, half = ("Cu", "1.805") if 29 in ready.elements else (chemical_symbols[ready.elements[0]], "2.63")

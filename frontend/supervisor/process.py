@@ -8,7 +8,9 @@ import logging
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -21,10 +23,14 @@ LOG_SECONDS = 10.0
 
 
 class ChildProcess:
-    """A child with its log file."""
+    """A child with its log file.
 
-    def __init__(self, name: str, log: Path) -> None:
-        self.name, self.log = name, log
+    Args:
+        to_file: whether it writes into its log; where containers keep the logs, it writes where its parent does.
+    """
+
+    def __init__(self, name: str, log: Path, to_file: bool = True) -> None:
+        self.name, self.log, self._to_file = name, log, to_file
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -49,10 +55,11 @@ class ChildProcess:
         Args:
             descriptors: open files that it inherits, under the same numbers.
         """
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        set_aside(self.log)
+        if self._to_file:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            set_aside(self.log)
         parent = os.getpid()
-        with self.log.open("ab") as output:
+        with self.log.open("ab") if self._to_file else nullcontext(sys.stderr) as output:
             self._process = await asyncio.create_subprocess_exec(
                 *command,
                 env=dict(environment),

@@ -59,9 +59,10 @@ class Service:
     def __init__(self, settings: Settings, catalogue: Catalogue, foreign: Path, say: Callable[[str], None]) -> None:
         self._settings, self._catalogue, self._foreign, self._say = settings, catalogue, foreign, say
         logs = settings.state / "logs"
-        self._triton = ChildProcess("tritonserver", logs / "triton.log")
+        to_file = settings.log_to == "files"
+        self._triton = ChildProcess("tritonserver", logs / "triton.log", to_file)
         self._gateways = Gateways(settings, logs / "gateway.log")
-        self._workers = [ChildProcess(f"worker {n}", logs / f"worker-{n}.log") for n in range(settings.workers)]
+        self._workers = [ChildProcess(f"worker {n}", logs / f"worker-{n}.log", to_file) for n in range(settings.workers)]
         self._control = TritonControl(settings.grpc_address)
         self._watch = ModelWatch(
             self._control, lambda: self._triton.pid if self._triton.running else None, self._bring, lambda: triton.regions(settings)
@@ -136,7 +137,11 @@ class Service:
             await self._start_worker(worker)
 
     async def _start_worker(self, worker: ChildProcess) -> None:
-        await worker.start([sys.executable, "-m", "frontend.tasks.worker"], child_environment(self._settings))
+        settings = self._settings
+        if settings.worker_metrics_port:
+            port = settings.worker_metrics_port + self._workers.index(worker)
+            settings = settings.model_copy(update={"worker_metrics_port": port})
+        await worker.start([sys.executable, "-m", "frontend.tasks.worker"], child_environment(settings))
 
     def keep_alive(self) -> None:
         """From now on a process that ends is started again, and a model whose process dies is brought back."""

@@ -27,23 +27,22 @@ that a model's resident memory stays at its peak."""
 
 def command(settings: Settings, foreign: Path) -> list[str]:
     """The command line of tritonserver; ``foreign`` is the repository of families from elsewhere."""
-    environment = settings.environments / "triton"
-    wheel = next((environment / "lib").glob("python3*/site-packages/pytriton/tritonserver"))
+    program, backends = _server(settings)
     repositories = [settings.repository] + ([foreign] if foreign.is_dir() else [])
     return [
-        str((wheel / "bin" / "tritonserver").resolve()),
+        str(program.resolve()),
         *(f"--model-repository={path.resolve()}" for path in repositories),
-        f"--backend-directory={(environment / 'backends').resolve()}",
+        f"--backend-directory={backends.resolve()}",
         "--model-control-mode=explicit",
         "--disable-auto-complete-config",
         "--exit-on-error=false",
         "--strict-readiness=false",
-        # This server is known to have holes in its network interfaces, so it never listens beyond loopback.
-        "--grpc-address=127.0.0.1",
+        # The embedded server is known to have holes in its network interfaces: checks.py keeps it on loopback.
+        f"--grpc-address={settings.internal_host}",
         f"--grpc-port={settings.grpc_port}",
         "--http-address=127.0.0.1",
         f"--http-port={settings.http_port}",
-        "--metrics-address=127.0.0.1",
+        f"--metrics-address={settings.internal_host}",
         f"--metrics-port={settings.metrics_port}",
         "--metrics-config=summary_latencies=true",
         f"--exit-timeout-secs={max(1, round(settings.drain_seconds))}",
@@ -54,9 +53,17 @@ def command(settings: Settings, foreign: Path) -> list[str]:
     ]
 
 
+def _server(settings: Settings) -> tuple[Path, Path]:
+    """The program and its folder of backends: the vendor's own installation, or the wheel with our arrangement of its backend."""
+    if settings.tritonserver:
+        return Path(settings.tritonserver) / "bin" / "tritonserver", Path(settings.tritonserver) / "backends"
+    environment = settings.environments / "triton"
+    wheel = next((environment / "lib").glob("python3*/site-packages/pytriton/tritonserver"))
+    return wheel / "bin" / "tritonserver", environment / "backends"
+
+
 def environment(settings: Settings) -> dict[str, str]:
     """The variables of tritonserver, which its model processes inherit."""
-    libraries = next((settings.environments / "triton" / "lib").glob("python3*/site-packages/nvidia_pytriton.libs"))
     model = ModelSettings(
         state=settings.state.resolve(),
         gate=settings.gate,
@@ -70,7 +77,9 @@ def environment(settings: Settings) -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("FORCEGATE_", "PYTHON", "VIRTUAL_ENV"))}
     variables = inherited | ALLOCATOR | model.as_environment()
     variables |= {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    variables["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(libraries.resolve()), inherited.get("LD_LIBRARY_PATH")]))
+    if not settings.tritonserver:
+        libraries = next((settings.environments / "triton" / "lib").glob("python3*/site-packages/nvidia_pytriton.libs"))
+        variables["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(libraries.resolve()), inherited.get("LD_LIBRARY_PATH")]))
     variables["FORCEGATE_FAMILIES"] = settings.families
     variables["PYTHONUNBUFFERED"] = "1"
     if settings.device == "cpu":

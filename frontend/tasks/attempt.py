@@ -60,6 +60,8 @@ class Attempt:
         """Held by whoever writes what this attempt has to tell."""
         self.confirmed = self.claimed
         """When the database last said that the task is this attempt's (``time.monotonic()``)."""
+        self.heard = self.claimed
+        """When its calculation last told of a step or said something."""
         self.ended_at = 0.0
         self._engine, self._settings = engine, settings
         self._unsure = min(settings.task_beat_seconds, settings.task_lease_seconds / 3)
@@ -114,11 +116,13 @@ class Attempt:
         told = step.as_dict()
         with self._lock:
             self.steps += 1
+            self.heard = time.monotonic()
             self._latest = {**told, "steps_seen": self.steps}
 
     def log(self, text: str) -> None:
         """See ``Context``."""
         with self._lock:
+            self.heard = time.monotonic()
             self._lines.append(" ".join(text.split())[:2000])
 
     def news(self, everything: bool = False) -> tuple[dict[str, Any] | None, list[str]]:

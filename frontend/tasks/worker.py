@@ -32,6 +32,7 @@ from frontend.tasks.leases import Leases
 from frontend.tasks.ledger import Ledger
 from frontend.tasks.queue import open_database
 from frontend.tasks.task import Status
+from frontend.tasks.worker_metrics import WorkerMetrics, exported
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Worker:
         self._consumer = Consumer(self._engine, name, settings.task_concurrency, self._carry_out)
         self._attempts: dict[str, Attempt] = {}
         self._lock = threading.Lock()
+        self._metrics = WorkerMetrics(settings.task_concurrency, self._running)
         self._stopping = threading.Event()
         self._closed = threading.Event()
         self._threads = [
@@ -80,14 +82,16 @@ class Worker:
     def run(self, stop: threading.Event) -> None:
         """Works until ``stop`` is set; what is running then goes back into the queue with its last state."""
         self._leases.beat()
+        self._metrics.beat.set_to_current_time()
         count = self._leases.take_over(self.name)
         self._entries.declare(self._settings.task_concurrency, self._settings.task_poll_seconds)
         self._consumer.start()
         for thread in self._threads:
             thread.start()
         log.info("worker is ready", extra={"worker": self.name, "slots": self._settings.task_concurrency, "taken_back": count})
-        stop.wait()
-        self._stop()
+        with exported(self._settings, self._metrics):
+            stop.wait()
+            self._stop()
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -205,6 +209,7 @@ class Worker:
 
     def _beat(self) -> None:
         self._leases.beat()
+        self._metrics.beat.set_to_current_time()
         self._leases.sweep()
 
     def _call_back(self) -> None:

@@ -13,12 +13,18 @@ from typing import Any
 import psutil
 
 from forcefields.cost import Cost
+from forcefields.processes import processes
 from forcegate.errors import BY_CODE, ForcegateError, GateFailed
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a model wrote about its own loading, and what its process is doing now."""
+    """What a model wrote about its own loading, and what its process is doing now.
+
+    Attributes:
+        pid: id of its process. One that runs in another container or on another machine has no id here: a negative number stands
+            for it, another one for each load.
+    """
 
     ready: bool = False
     error: ForcegateError | None = None
@@ -66,10 +72,17 @@ def _report(data: Mapping[str, Any]) -> Report:
         seconds=data.get("seconds"),
         device=data.get("device"),
         dtype=data.get("dtype"),
-        pid=data.get("pid"),
+        pid=_process(data),
         time=float(data.get("time") or 0.0),
         cost=_cost(data.get("cost")),
     )
+
+
+def _process(data: Mapping[str, Any]) -> int | None:
+    pid = data.get("pid")
+    if pid is None or data.get("namespace") in (None, processes()):
+        return pid
+    return -max(1, int(float(data.get("time") or 0.0) * 1000))
 
 
 def _cost(data: object) -> Cost | None:
@@ -86,7 +99,7 @@ def _cost(data: object) -> Cost | None:
 
 def alive(pid: int | None) -> bool:
     """Whether a process runs; one that has ended and waits for its parent to notice does not."""
-    if pid is None:
+    if pid is None or pid < 0:
         return False
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -96,7 +109,7 @@ def alive(pid: int | None) -> bool:
 
 def resident_mb(pid: int | None) -> int | None:
     """Resident memory of a process in MB, or None where it does not run."""
-    if pid is None:
+    if pid is None or pid < 0:
         return None
     try:
         resident = int(psutil.Process(pid).memory_info().rss)

@@ -12,11 +12,23 @@ from docs import generate
 from forcefields import catalogue
 from forcegate.errors import BY_CODE
 from frontend.settings import PREFIX, Settings, load
+from frontend.tasks.worker_metrics import WorkerMetrics
 from frontend.telemetry import Metrics
 from tests.service import ROOT
 
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("forcegate", "forcefields", "frontend", "exporters", "tests", "benchmarks", "docs", "triton_configs", "requirements")
+FOLDERS = (
+    "forcegate",
+    "forcefields",
+    "frontend",
+    "exporters",
+    "tests",
+    "benchmarks",
+    "docs",
+    "docker",
+    "triton_configs",
+    "requirements",
+)
 
 
 @pytest.mark.parametrize("path", generate.pages(), ids=lambda path: path.name)
@@ -64,16 +76,19 @@ def test_tests_that_are_named_exist() -> None:
 
 def test_settings_that_are_named_exist() -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {"FORCEGATE_CONFIG", "FORCEGATE_URL", "FORCEGATE_GRPC"}
+    known |= set(re.findall(r"^#(FORCEGATE_\w+)=", (ROOT / ".env.production.example").read_text(), re.MULTILINE))
     for path in WRITTEN:
         assert set(re.findall(r"FORCEGATE_[A-Z_]+", path.read_text())) <= known, path.name
 
 
 def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
-    _, of_gateway, of_models, _ = re.split(r"^### Of .*$", page, flags=re.MULTILINE)
+    _, of_gateway, of_worker, of_models, _ = re.split(r"^### Of .*$", page, flags=re.MULTILINE)
     suffix = {"counter": "_total", "info": "_info"}
     families = [family for family in Metrics().registry.collect() if family.name.startswith("forcegate_")]
     assert set(re.findall(r"^\| `(\w+)`", of_gateway, re.MULTILINE)) == {f.name + suffix.get(f.type, "") for f in families}
+    worker = [family.name for family in WorkerMetrics(1, list).registry.collect() if family.name.startswith("forcegate_")]
+    assert set(re.findall(r"^\| `(\w+)`", of_worker, re.MULTILINE)) == set(worker)
     code = (ROOT / "forcefields" / "runtime" / "metrics.py").read_text()
     assert set(re.findall(r"^\| `(\w+)`", of_models, re.MULTILINE)) == set(re.findall(r'"(forcegate_\w+)"', code))
 

@@ -1,0 +1,1 @@
+"""The service in containers: what `forcegate deploy` runs, and what it looks at first."""

@@ -1,0 +1,96 @@
+"""A real Prometheus scrapes the three parts, and evaluates every query of rules and dashboards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from frontend.supervisor.process import die_with
+from tests.deploy.conftest import Parts
+from tests.deploy.test_parts import ARGON
+from tests.deploy.test_rules import FOLDER, expressions, metrics, rules
+from tests.deploy.tools import tool
+from tests.service import free_ports, wait_until
+
+ELSEWHERE = ("DCGM_", "probe_", "nv_gpu_")
+"""Begin the names of metrics of exporters that do not run here."""
+
+
+@pytest.fixture(scope="module")
+def prometheus(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prometheus with the checked-in jobs and rules, every address and interval in them replaced by ours."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+    ports = {"gateway": "PORT", "triton": "METRICS_PORT", "worker": "WORKER_METRICS_PORT"}
+    jobs = [job for job in config["scrape_configs"] if job["job_name"] in ports]
+    assert len(jobs) == len(ports)
+    for job in jobs:
+        job.pop("dns_sd_configs", None)
+        job["static_configs"] = [{"targets": [parts.url(ports[job["job_name"]]).removeprefix("http://")]}]
+    config |= {
+        "scrape_configs": jobs,
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(FOLDER / name) for name in config["rule_files"]],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    (port,) = free_ports(1)
+    parent = os.getpid()
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                tool("prometheus"),
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log,
+            stderr=log,
+            preexec_fn=lambda: die_with(parent),
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: process.poll() is not None or _up(url) == 3, "it does not scrape all of them", 30)
+        assert process.poll() is None, Path(folder / "log").read_text()
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def query(url: str, expression: str) -> list[dict[str, Any]]:
+    """The series of an expression now."""
+    answer = httpx.get(f"{url}/api/v1/query", params={"query": expression}, timeout=10, trust_env=False).json()
+    assert answer["status"] == "success", (expression, answer)
+    return answer["data"]["result"]  # type: ignore[no-any-return]
+
+
+def _up(url: str) -> int:
+    try:
+        return len(query(url, "up == 1"))
+    except httpx.HTTPError:
+        return 0
+
+
+def test_every_metric_of_rules_and_dashboards_is_exported_and_every_query_runs(parts: Parts, prometheus: str) -> None:
+    def asked() -> bool:
+        assert httpx.post(f"{parts.url()}/api/v1/single_point", json=ARGON, timeout=30).status_code == 200
+        return bool(query(prometheus, "forcegate:batch:mean5m > 0"))
+
+    wait_until(asked, "nothing is recorded", 30)
+    names = httpx.get(f"{prometheus}/api/v1/label/__name__/values", timeout=10, trust_env=False).json()["data"]
+    for expression in expressions():
+        wanted = {name for name in metrics(expression) if not name.startswith(ELSEWHERE)}
+        assert wanted <= set(names), expression
+        query(prometheus, expression)
+    for name, expression in rules("record").items():
+        if not any(metric.startswith(ELSEWHERE) for metric in metrics(expression)) and "errors" not in name:
+            assert query(prometheus, name), f"{name} records nothing"
+    firing = query(prometheus, 'ALERTS{alertstate="firing"}')
+    assert firing == [], "a service that is well alarms nobody"
