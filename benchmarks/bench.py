@@ -80,7 +80,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=20.0, help="how long the soak takes")
     parser.add_argument("--state", type=Path, default=STATE, help="state folder of the services that are measured")
     parser.add_argument("--output", type=Path, help="folder for the results")
-    parser.add_argument("--add", action="store_true", help="keep what an earlier run of that name measured of other models and sections")
+    parser.add_argument(
+        "--add", action="store_true", help="keep what an earlier run of that name measured of other models and sections"
+    )
     parser.add_argument("--name", default="", help="name of the files, in place of date and cores")
     return parser.parse_args(arguments)
 
