@@ -158,6 +158,8 @@ def error_response(error: ForcegateError, accept: str, retry_after: int = 1) -> 
     """The answer for a typed error; with Retry-After where trying again can help."""
     msgpacked = wants_msgpack(accept)
     headers = {"Retry-After": str(retry_after)} if error.status in (429, 503) else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, BodyTooLarge | BodyLate):
         # The rest of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"

@@ -103,6 +103,12 @@ class Settings(BaseSettings):
     callback_private: bool = Field(
         False, description="Whether a task's callback may go to loopback, private and other addresses that are not public."
     )
+    keys: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether requests need an API key (docs/security.md): `auto` where the gateway listens beyond loopback, which "
+        "it does not do without.",
+    )
+    metrics_open: bool = Field(False, description="Whether /metrics can be read without a key, where others need one.")
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         "highest",
         description="How a GPU multiplies float32 matrices: `highest` in float32, so that answers do not depend on the card; "

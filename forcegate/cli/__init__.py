@@ -58,6 +58,7 @@ def _add_serve(app: typer.Typer) -> None:
     try:
         from forcegate.cli.environments import env
         from forcegate.cli.export import export
+        from forcegate.cli.keys import keys
         from forcegate.cli.placement import placement
         from forcegate.cli.serve import serve
         from forcegate.cli.worker import worker
@@ -67,6 +68,7 @@ def _add_serve(app: typer.Typer) -> None:
     app.command()(worker)
     app.command()(export)
     app.add_typer(env, name="env")
+    app.add_typer(keys, name="keys")
     app.add_typer(placement, name="placement")
 
 

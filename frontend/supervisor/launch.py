@@ -26,6 +26,7 @@ from forcefields import catalogue as catalogues
 from forcefields.catalogue import Catalogue, Variant
 from forcegate import jsonlog
 from forcegate.errors import SetupError
+from frontend.security.listening import keys_needed
 from frontend.settings import Settings
 from frontend.supervisor.checks import check_machine
 from frontend.supervisor.service import Loaded, Service
@@ -200,7 +201,8 @@ def _where_to_go(settings: Settings, outcomes: list[Loaded]) -> Iterator[str]:
         symbol, half = ("Cu", "1.805") if 29 in ready.elements else (chemical_symbols[ready.elements[0]], "2.63")
         cell = f"[[0, {half}, {half}], [{half}, 0, {half}], [{half}, {half}, 0]]"
         body = EXAMPLE % (ready.name, symbol, cell)
-        yield "try      " + f"curl -s {url}/api/v1/single_point -H 'Content-Type: application/json' -d '{body}'"
+        key = ' -H "Authorization: Bearer $FORCEGATE_API_KEY"' if keys_needed(settings) else ""
+        yield "try      " + f"curl -s {url}/api/v1/single_point{key} -H 'Content-Type: application/json' -d '{body}'"
 
 
 def owner(settings: Settings) -> dict[str, Any] | None:
