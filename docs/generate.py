@@ -65,6 +65,10 @@ OTHERS = (
         "Where `forcegate evaluate` and `ForcegateCalculator` find Triton's gRPC, `host:port`; `127.0.0.1:8001` when not set.",
     ),
     (
+        "`FORCEGATE_GRPC_CA`, `FORCEGATE_GRPC_CLIENT_CERTIFICATE`, `FORCEGATE_GRPC_CLIENT_KEY`",
+        "PEM files for gRPC over TLS; the clients read these variables too.",
+    ),
+    (
         "`UV_FIND_LINKS`",
         "Where uv looks for wheels besides the package index, such as for a CPU build of torch; else `PIP_FIND_LINKS`.",
     ),

@@ -42,6 +42,7 @@ def main(given: Sequence[str] = ()) -> int:
     try:
         values = settings.load()
         listening.check(values)
+        values.export_tls()
     except SetupError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 2

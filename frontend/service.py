@@ -24,6 +24,7 @@ from frontend.settings import Settings
 from frontend.tasks.queue import DurableTasks
 from frontend.tasks.task import Tasks
 from frontend.telemetry import Call, Metrics
+from frontend.triton import restriction
 from frontend.triton.client import Evaluator
 from frontend.triton.control import TritonControl
 from frontend.triton.directory import READY, Directory
@@ -65,7 +66,7 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Opens the connections and keeps the directory current while the block runs."""
         settings = self.settings
-        control = TritonControl(settings.grpc_address)
+        control = TritonControl(settings.grpc_address, restriction.key_of(settings))
         # Families from elsewhere have their entries in the state folder.
         repositories = (settings.repository, settings.state / "model_repository")
         self.directory = Directory(control, catalogue.load(), repositories, settings.state)

@@ -30,6 +30,7 @@ from frontend.security.listening import keys_needed
 from frontend.settings import Settings
 from frontend.supervisor.checks import check_machine
 from frontend.supervisor.service import Loaded, Service
+from frontend.triton import restriction
 
 Prepare = Callable[[Settings, Catalogue, list[str], Callable[[str], None]], Catalogue]
 
@@ -54,6 +55,7 @@ def run(settings: Settings, prepare: Prepare, setup_only: bool = False) -> int:
     # The catalogue is read in many processes, by the same variables in each.
     os.environ[catalogues.EXTRA_FAMILIES] = settings.families
     os.environ[catalogues.STATE] = str(settings.state.resolve())
+    settings.export_tls()
     catalogue = catalogues.load()
     dtypes = _dtypes(settings, catalogue)
     with _owned(settings):
@@ -90,6 +92,7 @@ def _say(console: Console, line: str, style: str = "") -> None:
 
 
 async def _serve(settings: Settings, catalogue: Catalogue, variants: list[Variant], console: Console) -> int:
+    settings = restriction.generated(settings)
     say = partial(_say, console)
     service = Service(settings, catalogue, settings.state / "model_repository", say)
     stop = asyncio.Event()
