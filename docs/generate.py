@@ -57,8 +57,16 @@ OTHERS = (
         "Where `forcegate models`, `compare` and `forcegate.Client` find the gateway; `http://127.0.0.1:8000` when not set.",
     ),
     (
+        "`FORCEGATE_API_KEY`",
+        "The API key that `forcegate.Client` and the commands over REST send; see [security.md](security.md).",
+    ),
+    (
         "`FORCEGATE_GRPC`",
         "Where `forcegate evaluate` and `ForcegateCalculator` find Triton's gRPC, `host:port`; `127.0.0.1:8001` when not set.",
+    ),
+    (
+        "`FORCEGATE_GRPC_CA`, `FORCEGATE_GRPC_CLIENT_CERTIFICATE`, `FORCEGATE_GRPC_CLIENT_KEY`",
+        "PEM files for gRPC over TLS; the clients read these variables too.",
     ),
     (
         "`UV_FIND_LINKS`",

@@ -18,6 +18,7 @@ from forcegate.retries import Attempts
 from forcegate.structure import Structure, from_atoms, to_mapping
 
 URL_VARIABLE = "FORCEGATE_URL"
+KEY_VARIABLE = "FORCEGATE_API_KEY"
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 Encoding = Literal["json", "msgpack"]
@@ -41,6 +42,7 @@ class _Client:
         connect_timeout: float = 10.0,
         encoding: Encoding = "json",
         headers: Mapping[str, str] | None = None,
+        api_key: str | None = None,
     ) -> None:
         self.url = (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
         self.timeout = timeout
@@ -49,6 +51,10 @@ class _Client:
         self.answered = False
         """Whether the gateway has answered this client before."""
         self.headers = dict(headers or {})
+        if api_key or (api_key is None and (api_key := os.environ.get(KEY_VARIABLE))):
+            if not (api_key.isascii() and api_key.isprintable()):
+                raise errors.InvalidRequest("The API key holds characters that no key has.", f"See {KEY_VARIABLE}, or `api_key`.")
+            self.headers["Authorization"] = f"Bearer {api_key}"
         if encoding == "msgpack":
             _msgpack()
 
@@ -189,6 +195,7 @@ class Client(_Client):
         encoding: ``json``, or ``msgpack`` where that package is installed; quicker for large structures, since arrays travel as
             their bytes: forces, stress and further outputs are then numpy arrays in the answers.
         headers: sent with every request.
+        api_key: where the service asks for one; ``FORCEGATE_API_KEY`` when left out.
     """
 
     def __init__(self, url: str | None = None, **options: Any) -> None:

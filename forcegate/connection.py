@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -25,6 +26,13 @@ from forcegate.structure import Structure
 from forcegate.tensors import pack
 
 ADDRESS_VARIABLE = "FORCEGATE_GRPC"
+CA_VARIABLE = "FORCEGATE_GRPC_CA"
+CLIENT_CERTIFICATE_VARIABLE = "FORCEGATE_GRPC_CLIENT_CERTIFICATE"
+CLIENT_KEY_VARIABLE = "FORCEGATE_GRPC_CLIENT_KEY"
+"""PEM files: what the server's certificate is signed with (without it there is no TLS), and a certificate of one's own."""
+CONTROL_VARIABLE = "FORCEGATE_TRITON_KEY"
+"""The key of Triton's control API, which the service's own processes have; it also opens the index of models, with reasons."""
+CONTROL_HEADER = "triton-grpc-protocol-forcegate-control"
 DEFAULT_ADDRESS = "127.0.0.1:8001"
 
 CHANNEL_OPTIONS = [
@@ -64,7 +72,7 @@ class Connection:
         """Triton's service, on an open channel."""
         with self._lock:
             if self._stub is None:
-                self._channel = grpc.insecure_channel(self.address, options=channel_options(self.address))
+                self._channel = open_channel(self.address)
                 self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
             return self._stub
 
@@ -201,24 +209,46 @@ class Connection:
 
     def _reason(self, error: errors.ForcegateError) -> errors.ForcegateError:
         """Why a model is not there: unknown, not loaded, being loaded, or refused with an error of its own."""
+        key = os.environ.get(CONTROL_VARIABLE)
         try:
-            index = self.stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=2.0).models
+            if not key:
+                return self._reason_of_outsider(error)
+            metadata = ((CONTROL_HEADER, key),)
+            index = self.stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=2.0, metadata=metadata).models
         except grpc.RpcError:
             return error
         known = {entry.name: entry for entry in index}
-        if (entry := known.get(self.model)) is None:
-            from difflib import get_close_matches
+        if (entry := known.get(self.model)) is not None:
+            return errors.from_wire(entry.reason) or error
+        return self._renamed_or_unknown([name for name, entry in known.items() if entry.state == "READY"], list(known))
 
-            ready = sorted(name for name, entry in known.items() if entry.state == "READY")
-            if (canonical := self._alias(ready)) is not None:
-                self.model = canonical
-                return errors.ModelNotReady(f"The model is called {canonical!r}.")
-            near = get_close_matches(self.model, known, n=3, cutoff=0.4)
-            hint = f"Did you mean {' or '.join(near)}? " if near else ""
-            return errors.UnknownModel(
-                f"There is no model {self.model[:60]!r} at {self.address}.", f"{hint}Loaded are: {', '.join(ready) or 'none'}."
-            )
-        return errors.from_wire(entry.reason) or error
+    def _reason_of_outsider(self, error: errors.ForcegateError) -> errors.ForcegateError:
+        """The same without the key of the index: models that are loaded have statistics, which anybody can see.
+
+        Triton says that it has not found a model if it has never been told to load it, and speaks of its versions otherwise.
+        """
+        ready = {entry.name for entry in self.stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=2.0).model_stats}
+        if self.model in ready or not ready:
+            return error
+        try:
+            self.stub.ModelConfig(service_pb2.ModelConfigRequest(name=self.model), timeout=2.0)
+        except grpc.RpcError as failure:
+            # One that has answered before will be back: the server may have been started again a moment ago.
+            if not self.answered and "is not found" in (failure.details() or ""):
+                return self._renamed_or_unknown(sorted(ready), sorted(ready))
+        return error
+
+    def _renamed_or_unknown(self, ready: Sequence[str], known: Sequence[str]) -> errors.ForcegateError:
+        from difflib import get_close_matches
+
+        if (canonical := self._alias(sorted(ready))) is not None:
+            self.model = canonical
+            return errors.ModelNotReady(f"The model is called {canonical!r}.")
+        near = get_close_matches(self.model, known, n=3, cutoff=0.4)
+        hint = f"Did you mean {' or '.join(near)}? " if near else ""
+        return errors.UnknownModel(
+            f"There is no model {self.model[:60]!r} at {self.address}.", f"{hint}Loaded are: {', '.join(sorted(ready)) or 'none'}."
+        )
 
     def _alias(self, ready: Sequence[str]) -> str | None:
         """The loaded model that has ``self.model`` among its aliases."""
@@ -228,6 +258,30 @@ class Connection:
                 if self.model in answer.config.parameters["aliases"].string_value.split(","):
                     return name
         return None
+
+
+def open_channel(address: str) -> grpc.Channel:
+    """A channel to a Triton at ``address``, over TLS where the environment says so."""
+    secure = credentials()
+    if secure is None:
+        return grpc.insecure_channel(address, options=channel_options(address))
+    return grpc.secure_channel(address, secure, options=channel_options(address))
+
+
+def credentials() -> grpc.ChannelCredentials | None:
+    """TLS for gRPC as the three variables say; None where none of them is set.
+
+    Raises:
+        SetupError: a file cannot be read.
+    """
+    paths = [os.environ.get(name, "") for name in (CA_VARIABLE, CLIENT_KEY_VARIABLE, CLIENT_CERTIFICATE_VARIABLE)]
+    if not paths[0]:
+        return None
+    try:
+        ca, key, certificate = (Path(path).read_bytes() if path else None for path in paths)
+    except OSError as error:
+        raise errors.SetupError(f"{error.filename} cannot be read: {error.strerror}.", f"See {CA_VARIABLE}.") from None
+    return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
 def channel_options(address: str) -> list[tuple[str, int]]:

@@ -202,6 +202,23 @@ class NotRelaxed(ForcegateError):
     default_hint = "Allow more steps, or relax the structure on its own first."
 
 
+class Unauthenticated(ForcegateError):
+    """The API key is missing, unknown, revoked or expired."""
+
+    code, status = "unauthenticated", 401
+    default_hint = (
+        "Send one as `Authorization: Bearer KEY`, or set FORCEGATE_API_KEY for this project's clients. "
+        "The administrator makes them with `forcegate keys create`."
+    )
+
+
+class Forbidden(ForcegateError):
+    """The API key's scope does not cover the request."""
+
+    code, status = "forbidden", 403
+    default_hint = "Ask the administrator for a key with that scope."
+
+
 class NotFound(ForcegateError):
     """No such page or object."""
 
@@ -287,6 +304,12 @@ class Overloaded(ForcegateError):
     default_hint = "Wait for the time in the Retry-After header."
     retry_after: int | None = None
     """Seconds after which there should be room, where it is known; the gateway sends them as Retry-After."""
+
+
+class RateLimited(Overloaded):
+    """The API key has sent more requests, or has more structures in flight, than one key may."""
+
+    code = "rate_limited"
 
 
 class DeadlineExceeded(ForcegateError):

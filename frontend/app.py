@@ -61,7 +61,9 @@ def create_app(settings: Settings) -> Gateway:
         exception_handlers={ForcegateError: _typed, HTTPException: _framework},
     )
     app.state.service = parts
-    app.front = EveryRequest(super(Gateway, app).__call__, parts.metrics, calculations.DIRECT, _typed)
+    app.front = EveryRequest(
+        super(Gateway, app).__call__, parts.metrics, calculations.DIRECT, _typed, parts.admit if parts.gatekeeper else None
+    )
     for routes in (service, models, calculations, waited, tasks, task_files, pages):
         app.include_router(routes.router)
     return app

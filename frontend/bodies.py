@@ -160,6 +160,8 @@ def error_response(error: ForcegateError, accept: str, retry_after: int = 1) -> 
     headers = {"Retry-After": str(retry_after)} if error.status in (429, 503) else {}
     if isinstance(error, TaskContinues) and error.task_id:
         headers["Location"] = f"/api/v1/tasks/{error.task_id}"
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, BodyTooLarge | BodyLate):
         # The rest of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"

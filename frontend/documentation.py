@@ -13,6 +13,7 @@ from forcegate.errors import BY_CODE, ForcegateError
 from frontend import schemas, task_schemas
 from frontend.bodies import JSON, MSGPACK
 from frontend.requests import Calculation
+from frontend.security.access import needed
 
 COMMITTED: Final = Path("docs/openapi.json")
 
@@ -75,8 +76,14 @@ _NAME: Final = {
     "schema": {"type": "string", "minLength": 1},
 }
 _CONFLICT: Final = "The model cannot be loaded as things are, or what is asked for does not fit what is there."
+SECURITY: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, `Authorization: Bearer fgk_...`."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key in a header of its own."},
+}
 _MEANING: Final = {
     400: "The body or a header cannot be read.",
+    401: "The API key is missing, unknown, revoked or expired.",
+    403: "The API key's scope is not enough.",
     404: "There is no such model, or task.",
     409: _CONFLICT,
     413: "The body or a structure is too large.",
@@ -146,12 +153,28 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     used += task_schemas.all_of_them()
     _, definitions = models_json_schema([(kind, "validation") for kind in used], ref_template="#/components/schemas/{model}")
     document.setdefault("components", {})["schemas"] = dict(sorted(definitions["$defs"].items()))
+    document["components"]["securitySchemes"] = SECURITY
     identifier = {"description": "The request's id.", "schema": {"type": "string"}}
-    for operations in document["paths"].values():
-        for operation in operations.values():
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            _secure(path, method, operation)
             for response in operation["responses"].values():
                 response.setdefault("headers", {})["X-Request-ID"] = identifier
     return document
+
+
+def _secure(path: str, method: str, operation: dict[str, Any]) -> None:
+    """What keys have to do with an operation: its scope, and the answers of those that do not suffice."""
+    scope = needed(method.upper(), path)
+    if scope is None:
+        operation["security"] = []
+        return
+    # The empty one: on loopback no key is needed unless the administrator says so.
+    operation["security"] = [{name: []} for name in SECURITY] + [{}]
+    operation["description"] = f"{operation.get('description', '')}\n\nScope of the key, where keys are needed: `{scope}`.".strip()
+    refusals = errors(401, 403, *(() if "429" in operation["responses"] else (429,)))
+    operation["responses"] |= {str(status): refusal for status, refusal in refusals.items()}
+    operation["responses"] = dict(sorted(operation["responses"].items()))
 
 
 def answers(kind: type[BaseModel], description: str, *others: type[BaseModel]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import uvicorn
 
 from forcegate.errors import SetupError
 from frontend import settings
+from frontend.security import listening
 from frontend.telemetry import configure_logging
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ def main(given: Sequence[str] = ()) -> int:
     """Serves until SIGTERM or SIGINT; requests in flight then get ``drain_seconds`` to finish. Returns the exit status."""
     try:
         values = settings.load()
+        listening.check(values)
+        values.export_tls()
     except SetupError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 2

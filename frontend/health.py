@@ -23,11 +23,12 @@ PATIENCE = 5.0
 def triton(settings: Settings) -> str:
     """Why the models of FORCEGATE_MODELS do not all answer; empty where they do."""
     from forcefields import catalogue
+    from frontend.triton import restriction
     from frontend.triton.control import TritonControl
     from frontend.triton.reports import Reports, alive
 
     async def states() -> dict[str, str]:
-        control = TritonControl(settings.model_copy(update={"triton_host": "127.0.0.1"}).grpc_address)
+        control = TritonControl(settings.model_copy(update={"triton_host": "127.0.0.1"}).grpc_address, restriction.key_of(settings))
         try:
             return {name: found.state for name, found in (await control.states()).items()}
         finally:

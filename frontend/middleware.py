@@ -26,6 +26,7 @@ CLIENT_GONE = 499
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 Refuse = Callable[[Request, Exception], Awaitable[Response]]
+Admit = Callable[[Scope, Call], Awaitable[None]]
 
 
 class EveryRequest:
@@ -36,13 +37,17 @@ class EveryRequest:
         direct: endpoints by the path that is POSTed to. They are routes of ``app`` too; going past its layers saves a third of the
             time that a small calculation takes in the gateway.
         refuse: makes the answer for a typed error.
+        admit: raises the typed error of a request that is not let in.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, direct: Mapping[str, Endpoint], refuse: Refuse) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, direct: Mapping[str, Endpoint], refuse: Refuse, admit: Admit | None = None
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.direct = direct
         self.refuse = refuse
+        self.admit = admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; websockets and lifespan pass through."""
@@ -64,7 +69,9 @@ class EveryRequest:
         self.metrics.requests_in_flight.inc()
         try:
             endpoint = self.direct.get(scope["path"]) if scope["method"] == "POST" else None
-            if endpoint is None:
+            if (refused := await self._refused(scope, receive, call)) is not None:
+                await refused(scope, receive, send_with_id)
+            elif endpoint is None:
                 await self.app(scope, receive, send_with_id)
             else:
                 call.route = scope["path"]
@@ -93,6 +100,20 @@ class EveryRequest:
             self._finish(scope, call, CLIENT_GONE if call.gone else status)
             REQUEST_ID.reset(token)
 
+    async def _refused(self, scope: Scope, receive: Receive, call: Call) -> Response | None:
+        """The answer to a request that is not let in."""
+        if self.admit is None:
+            return None
+        try:
+            await self.admit(scope, call)
+        except ForcegateError as error:
+            response = await self.refuse(Request(scope, receive), error)
+            if scope["method"] not in ("GET", "HEAD"):
+                # Its body is not read, so the connection cannot be used again.
+                response.headers["Connection"] = "close"
+            return response
+        return None
+
     async def _answer(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
@@ -118,6 +139,8 @@ class EveryRequest:
         for name in ("model", "structures", "atoms", "code"):
             if value := getattr(call, name):
                 extra[name] = value
+        if call.key is not None:
+            extra["key"], extra["user"] = call.key.id, call.key.user
         # Not access.log: it would look through the stack for the line that calls it, and nobody reads that.
         access.handle(access.makeRecord(access.name, level, "", 0, "request", (), None, extra=extra))
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import cast
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from forcefields import catalogue
 from forcefields.cost import Cost
@@ -17,10 +18,14 @@ from forcegate.errors import ForcegateError
 from frontend.admission import Admission, Estimator, ModelQueue
 from frontend.decoder import Decoder
 from frontend.requests import Limits
+from frontend.security.access import Gatekeeper
+from frontend.security.keys import KeyStore
+from frontend.security.listening import keys_needed
 from frontend.settings import Settings
 from frontend.tasks.queue import DurableTasks
 from frontend.tasks.task import Tasks
 from frontend.telemetry import Call, Metrics
+from frontend.triton import restriction
 from frontend.triton.client import Evaluator
 from frontend.triton.control import TritonControl
 from frontend.triton.directory import READY, Directory
@@ -54,6 +59,7 @@ class Service:
         self._queues: dict[str, ModelQueue] = {}
         self._estimators: dict[str, tuple[Cost | None, Estimator]] = {}
         self.decoder = Decoder(Limits(max_batch=settings.max_batch, max_atoms=settings.max_atoms))
+        self.gatekeeper = Gatekeeper(KeyStore(settings), settings.metrics_open) if keys_needed(settings) else None
         self.references: dict[tuple[str, str, int], float] = {}
         """Energies of isolated atoms, eV, by checkpoint with its dtype, head and atomic number; they never change."""
 
@@ -61,7 +67,7 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Opens the connections and keeps the directory current while the block runs."""
         settings = self.settings
-        control = TritonControl(settings.grpc_address)
+        control = TritonControl(settings.grpc_address, restriction.key_of(settings))
         # Families from elsewhere have their entries in the state folder.
         repositories = (settings.repository, settings.state / "model_repository")
         self.directory = Directory(control, catalogue.load(), repositories, settings.state)
@@ -70,21 +76,30 @@ class Service:
         polling = asyncio.create_task(self.directory.run())
         warming = asyncio.create_task(self.decoder.warm())
         tasks = self.tasks = DurableTasks(settings)
-        watching = asyncio.create_task(self._watch_tasks(tasks))
+        background = [polling, warming, asyncio.create_task(self._watch_tasks(tasks))]
+        if self.gatekeeper is not None:
+            background.append(asyncio.create_task(self.gatekeeper.run()))
         try:
             # A gateway that is started beside a running server knows its models from the first request on.
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.directory.first_poll(), FIRST_POLL_SECONDS)
             yield
         finally:
-            for task in (polling, warming, watching):
+            for task in background:
                 task.cancel()
-            await asyncio.gather(polling, warming, watching, return_exceptions=True)
+            await asyncio.gather(*background, return_exceptions=True)
+            if self.gatekeeper is not None:
+                await self.gatekeeper.close()
             await tasks.close()
             await self.decoder.close()
             await self.directory.close()
             await self.evaluator.close()
             await control.close()
+
+    async def admit(self, scope: Scope, call: Call) -> None:
+        """Lets a request in by its key; see ``Gatekeeper.admit``."""
+        assert self.gatekeeper is not None
+        await self.gatekeeper.admit(scope, call)
 
     def queue(self, model: str) -> ModelQueue:
         """The queue in front of a model, by its canonical name."""

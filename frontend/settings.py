@@ -124,6 +124,23 @@ class Settings(BaseSettings):
     callback_private: bool = Field(
         False, description="Whether a task's callback may go to loopback, private and other addresses that are not public."
     )
+    keys: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether requests need an API key (docs/security.md): `auto` where the gateway listens beyond loopback, which "
+        "it does not do without.",
+    )
+    triton_key: str = Field(
+        "",
+        repr=False,
+        description="Key of Triton's APIs that load models, map shared memory, trace and log; empty for a new one at each start.",
+    )
+    grpc_server_certificate: str = Field("", description="PEM file of a certificate: Triton's gRPC then speaks TLS alone.")
+    grpc_server_key: str = Field("", description="PEM file of that certificate's private key.")
+    grpc_ca: str = Field("", description="PEM file of the certificates that the gRPC certificates are signed with.")
+    grpc_client_certificate: str = Field("", description="PEM file of the certificate that gRPC clients show, the gateway too.")
+    grpc_client_key: str = Field("", description="PEM file of that certificate's private key.")
+    grpc_mutual: bool = Field(False, description="Whether Triton's gRPC asks its clients for a certificate (mutual TLS).")
+    metrics_open: bool = Field(False, description="Whether /metrics can be read without a key, where others need one.")
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         "highest",
         description="How a GPU multiplies float32 matrices: `highest` in float32, so that answers do not depend on the card; "
@@ -164,6 +181,27 @@ class Settings(BaseSettings):
     def structures_per_gateway(self) -> int:
         """Structures that one gateway holds at most: its share, but never less than one full batch where all may hold that."""
         return max(self.max_in_flight // max(self.gateways, 1), min(self.max_in_flight, self.max_batch))
+
+    def export_tls(self) -> None:
+        """Puts the files for gRPC's clients where ``forcegate.connection`` looks for them: in the environment of this process.
+
+        Raises:
+            SetupError: files that belong together are not all there.
+        """
+        server, client = (self.grpc_server_certificate, self.grpc_server_key), (self.grpc_client_certificate, self.grpc_client_key)
+        if any(bool(one) != bool(other) for one, other in (server, client)):
+            raise SetupError("A certificate for gRPC is set without its key, or a key without its certificate.", "Set both.")
+        if (any(server) or any(client) or self.grpc_mutual) and not self.grpc_ca:
+            raise SetupError(
+                "gRPC is to use TLS, and FORCEGATE_GRPC_CA is not set.", "Name the file that its certificates are signed with."
+            )
+        if self.grpc_mutual and not (all(server) and all(client)):
+            raise SetupError("Mutual TLS needs certificates and keys of both sides.", "See FORCEGATE_GRPC_CLIENT_CERTIFICATE.")
+        for path in (*server, *client, self.grpc_ca):
+            if path and not os.access(path, os.R_OK):
+                raise SetupError(f"{path} cannot be read.", "It has to be a PEM file.")
+        for name in ("grpc_ca", "grpc_client_certificate", "grpc_client_key"):
+            os.environ[PREFIX + name.upper()] = getattr(self, name)
 
     @property
     def grpc_address(self) -> str:

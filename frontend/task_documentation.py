@@ -23,7 +23,8 @@ _USER: Final = {
     "name": "X-Forcegate-User",
     "in": "header",
     "required": False,
-    "description": "Whose task it is; the address that the request comes from when left out. Limits are counted by it.",
+    "description": "Whose task it is; the address that the request comes from when left out. Limits are counted by it. "
+    "Not read where API keys are needed: the task is the key's user's.",
     "schema": {"type": "string", "pattern": r"^[A-Za-z0-9._@:\-]{1,100}$"},
 }
 _KEY: Final = {

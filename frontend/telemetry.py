@@ -13,7 +13,7 @@ import time
 import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import prometheus_client
@@ -23,6 +23,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 import forcegate
 from forcegate import jsonlog
 from frontend.tasks.metrics import TaskMetrics
+
+if TYPE_CHECKING:
+    from frontend.security.keys import Key
 
 REQUEST_ID: ContextVar[str] = ContextVar("forcegate_request_id", default="")
 """Id of the request that the running task works for; every log line takes it from here."""
@@ -89,6 +92,7 @@ class Call:
         structures, atoms: the size of the work.
         code: code of the error that was answered, if any.
         gone: the caller went away before the answer.
+        key: the API key of the request; None where none is needed.
     """
 
     request_id: str
@@ -102,6 +106,7 @@ class Call:
     atoms: int = 0
     code: str = ""
     gone: bool = False
+    key: Key | None = None
 
     def allow(self, seconds: float) -> None:
         """Sets the deadline, ``seconds`` after arrival."""

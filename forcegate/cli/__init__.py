@@ -60,6 +60,7 @@ def _add_serve(app: typer.Typer) -> None:
         from forcegate.cli.environments import env
         from forcegate.cli.export import export
         from forcegate.cli.gateway import gateway
+        from forcegate.cli.keys import keys
         from forcegate.cli.placement import placement
         from forcegate.cli.serve import serve
         from forcegate.cli.worker import worker
@@ -71,6 +72,7 @@ def _add_serve(app: typer.Typer) -> None:
     app.command()(export)
     app.add_typer(env, name="env")
     app.add_typer(deploy, name="deploy")
+    app.add_typer(keys, name="keys")
     app.add_typer(placement, name="placement")
 
 

@@ -53,4 +53,4 @@ def exit_code(error: ForcegateError) -> int:
     """The exit code of a command that ended with ``error``."""
     if isinstance(error, InvalidRequest):
         return USAGE
-    return UNAVAILABLE if isinstance(error, SetupError) or error.status in (404, 409, 429, 503, 504) else FAILED
+    return UNAVAILABLE if isinstance(error, SetupError) or error.status in (401, 403, 404, 409, 429, 503, 504) else FAILED

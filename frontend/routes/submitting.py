@@ -9,10 +9,11 @@ from typing import Final
 
 from fastapi import Request, Response
 
-from forcegate.errors import InvalidRequest, TaskContinues
+from forcegate.errors import InvalidRequest, NotFound, TaskContinues
 from frontend.bodies import answer, media_type, read_body
 from frontend.requests import TASK
-from frontend.service import Service
+from frontend.security.keys import Scope
+from frontend.service import Service, call_of, service_of
 from frontend.tasks.answers import result_of
 from frontend.tasks.checks import resolve
 from frontend.tasks.submission import Submission
@@ -22,21 +23,49 @@ from frontend.telemetry import Call
 USER_HEADER: Final = "x-forcegate-user"
 KEY_HEADER: Final = "idempotency-key"
 _USER = re.compile(r"[A-Za-z0-9._@:\-]{1,100}")
+MISSING: Final = "GET /api/v1/tasks lists them; finished ones are removed after a time."
+_ID = re.compile(r"[A-Za-z0-9_\-]{1,100}")
 _KEY = re.compile(r"[!-~]{1,200}")
 
 
 def user_of(request: Request) -> str:
-    """Whose task it is: the header, or the address that the request came from.
+    """Whose task it is: the user of the API key; without keys what the header says, or the address that the request came from.
 
     Raises:
         InvalidRequest: the header holds something else than a name.
     """
+    if (key := call_of(request).key) is not None:
+        return key.user
     given = request.headers.get(USER_HEADER)
     if given is None:
         return request.client.host if request.client is not None else "unknown"
     if not _USER.fullmatch(given):
         raise InvalidRequest("X-Forcegate-User has to be letters, digits and . _ @ : -, at most 100.", "")
     return given
+
+
+async def own_task(request: Request) -> str:
+    """The id of the task in a path, where it is the caller's or the key may operate.
+
+    Raises:
+        NotFound: there is none, or it is another user's: whose it is nobody learns who may not see it.
+    """
+    identifier = str(request.path_params["task_id"])
+    unknown = NotFound(f"There is no task {identifier[:80]!r}.", MISSING)
+    if not _ID.fullmatch(identifier):
+        raise unknown
+    key = call_of(request).key
+    if key is not None and not key.scope.covers(Scope.OPERATE):
+        view = await service_of(request).tasks.view(identifier)
+        if view.user != key.user:
+            raise unknown
+    return identifier
+
+
+def seen_by(request: Request) -> str | None:
+    """The user whose tasks alone the caller may see; None for those of all."""
+    key = call_of(request).key
+    return None if key is None or key.scope.covers(Scope.OPERATE) else key.user
 
 
 async def submission_of(request: Request, service: Service, call: Call, kind: str) -> Submission:

@@ -15,7 +15,7 @@ from starlette.responses import StreamingResponse
 from forcegate.errors import InvalidRequest, NotFound
 from frontend import task_schemas
 from frontend.bodies import answer
-from frontend.routes.tasks import identifier_of
+from frontend.routes.submitting import own_task
 from frontend.service import call_of, service_of
 from frontend.task_documentation import of_task, streamed
 from frontend.tasks.formats import FORMATS, converted
@@ -36,7 +36,7 @@ async def events(request: Request) -> Response:
     Each has a number as its id. A reader that comes back with `Last-Event-ID` (or `?after=`) misses nothing and sees nothing twice.
     The stream ends when the task is final.
     """
-    service, identifier = service_of(request), identifier_of(request)
+    service, identifier = service_of(request), await own_task(request)
     given = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
     if not (given.isascii() and given.isdigit() and len(given) < 16):
         raise InvalidRequest("Last-Event-ID, or `after`, has to be the number of an event.", "")
@@ -82,7 +82,7 @@ async def trajectory(request: Request) -> Response:
 
     `format`: `extxyz` (default; energy, forces and stress with each frame), `xyz`, `pdb`, `xsf`, `xdatcar`.
     """
-    service, identifier = service_of(request), identifier_of(request)
+    service, identifier = service_of(request), await own_task(request)
     name = request.query_params.get("format", "extxyz")
     if name not in FORMATS:
         raise InvalidRequest("`format` is not known.", f"It is one of {', '.join(FORMATS)}.")
@@ -103,7 +103,7 @@ async def trajectory(request: Request) -> Response:
 @router.get("/tasks/{task_id}/artifacts", **of_task(task_schemas.Artifacts, "The files."))
 async def artifacts(request: Request) -> Response:
     """The files that a task has left: pictures, trajectories, structures."""
-    service, identifier = service_of(request), identifier_of(request)
+    service, identifier = service_of(request), await own_task(request)
     await service.tasks.view(identifier)
     folder = service.tasks.folder(identifier)
     listed: list[dict[str, Any]] = await asyncio.to_thread(_listed, folder)
@@ -113,7 +113,7 @@ async def artifacts(request: Request) -> Response:
 @router.get("/tasks/{task_id}/artifacts/{name:path}", **streamed("application/octet-stream", "The file.", artifact=True))
 async def artifact(request: Request) -> Response:
     """One file of a task, by its name in the list."""
-    service, identifier = service_of(request), identifier_of(request)
+    service, identifier = service_of(request), await own_task(request)
     await service.tasks.view(identifier)
     folder, name = service.tasks.folder(identifier), str(request.path_params["name"])
     size, path = await asyncio.to_thread(_found, folder, name)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 
-from forcegate.errors import InvalidRequest, NotFound
+from forcegate.errors import InvalidRequest
 from frontend import task_schemas
 from frontend.bodies import ClientDisconnect, answer
 from frontend.routes.calculations import timeout
-from frontend.routes.submitting import submission_of, submit, user_of
+from frontend.routes.submitting import own_task, seen_by, submission_of, submit, user_of
 from frontend.service import call_of, service_of
 from frontend.task_documentation import listing, of_task, queued
 from frontend.tasks import answers
@@ -28,7 +27,6 @@ LONGEST_PAGE = 500
 LARGE = 1_000_000
 """Stands for the size of an answer of unknown length, so that it is encoded in a thread."""
 
-_ID = re.compile(r"[A-Za-z0-9_\-]{1,100}")
 _Word = TypeVar("_Word", bound=str)
 
 
@@ -73,7 +71,7 @@ async def tasks(request: Request) -> Response:
         status=_one_of(request, "status", Status),
         kind=None if kind is None else kind.replace("_", "-"),
         model=_canonical(request, query.get("model")),
-        user=me if user == "me" else _plain("user", user),
+        user=seen_by(request) or (me if user == "me" else _plain("user", user)),
         limit=_number(request, "limit", PAGE, 1, LONGEST_PAGE),
         offset=_number(request, "offset", 0, 0, 10**9),
     )
@@ -83,7 +81,7 @@ async def tasks(request: Request) -> Response:
 @router.get("/tasks/{task_id}", **of_task(task_schemas.TaskView, "The task."))
 async def task(request: Request) -> Response:
     """One task: its state, its place in the queue, and how far it is."""
-    view = await service_of(request).tasks.view(identifier_of(request))
+    view = await service_of(request).tasks.view(await own_task(request))
     return await answer(answers.described(view), call_of(request))
 
 
@@ -91,7 +89,7 @@ async def task(request: Request) -> Response:
 async def result(request: Request) -> Response:
     """The result of a completed task; the error of one that failed; 409 where there is none yet."""
     call = call_of(request)
-    body = answers.result_of(await service_of(request).tasks.view(identifier_of(request), result=True))
+    body = answers.result_of(await service_of(request).tasks.view(await own_task(request), result=True))
     call.atoms = LARGE
     return await answer(body, call)
 
@@ -99,26 +97,29 @@ async def result(request: Request) -> Response:
 @router.get("/tasks/{task_id}/logs", **of_task(task_schemas.TaskLogs, "The lines, the oldest first."))
 async def logs(request: Request) -> Response:
     """What the worker has to tell."""
-    identifier = identifier_of(request)
+    identifier = await own_task(request)
     return await answer({"task_id": identifier, "lines": await service_of(request).tasks.logs(identifier)}, call_of(request))
 
 
 @router.post("/tasks/{task_id}/cancel", **of_task(task_schemas.TaskView, "The task as it is now."))
 async def cancel(request: Request) -> Response:
     """Asks for an end: at once where the task waits, within one step where it runs. One that is final stays as it is."""
-    return await answer(answers.described(await service_of(request).tasks.cancel(identifier_of(request))), call_of(request))
+    return await answer(answers.described(await service_of(request).tasks.cancel(await own_task(request))), call_of(request))
 
 
 @router.post("/tasks/{task_id}/retry", **of_task(task_schemas.TaskView, "The task, queued again.", 409, 429))
 async def retry(request: Request) -> Response:
     """Queues a task that failed, was cancelled or timed out once more; it goes on from its last state."""
-    return await answer(answers.described(await service_of(request).tasks.retry(identifier_of(request))), call_of(request))
+    return await answer(answers.described(await service_of(request).tasks.retry(await own_task(request))), call_of(request))
 
 
 @router.get("/scheduler/queue", tags=["Scheduler"], **of_task(task_schemas.Queue, "What waits.", named=False))
 async def queue(request: Request) -> Response:
-    """What waits, by priority, with positions and waiting times; and how many run."""
-    found = service_of(request).tasks
+    """What waits, by priority, with positions and waiting times; and how many run.
+
+    Where keys are needed, only one's own tasks are listed unless the key may operate; the numbers count all.
+    """
+    found, mine = service_of(request).tasks, seen_by(request)
     (waiting, views), (running, _) = await asyncio.gather(
         found.find(status=Status.QUEUED, limit=LONGEST_PAGE), found.find(status=Status.RUNNING, limit=1)
     )
@@ -127,24 +128,19 @@ async def queue(request: Request) -> Response:
     for view in sorted(views, key=lambda view: (view.position or 0, view.created)):
         entry = priorities[view.priority.value]
         entry["waiting"] += 1
+        if mine not in (None, view.user):
+            continue
         entry["tasks"].append(
             answers.accepted(view)
             | {"kind": view.kind, "models": list(view.models), "waiting_seconds": round(max(0.0, now - view.created), 3)}
         )
-    body = {"waiting": waiting, "running": running, "listed": len(views), "priorities": priorities}
+    body = {
+        "waiting": waiting,
+        "running": running,
+        "listed": sum(len(entry["tasks"]) for entry in priorities.values()),
+        "priorities": priorities,
+    }
     return await answer(body, call_of(request))
-
-
-def identifier_of(request: Request) -> str:
-    """The id in a path.
-
-    Raises:
-        NotFound: there is no such task, since no id looks like that.
-    """
-    identifier = str(request.path_params["task_id"])
-    if not _ID.fullmatch(identifier):
-        raise NotFound("There is no such task.", "GET /api/v1/tasks lists them.")
-    return identifier
 
 
 def _number(request: Request, name: str, default: int, low: int, high: int) -> int:

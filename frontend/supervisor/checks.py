@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from forcegate.errors import SetupError
+from frontend.security import listening
 from frontend.settings import PREFIX, Settings
 
 MEMORY_PER_MODEL_GB = 1.0
@@ -24,6 +25,7 @@ def check_machine(settings: Settings) -> None:
         SetupError: one of them does not do.
     """
     _own_network(settings)
+    listening.check(settings)
     _ports(settings)
     need = MEMORY_PER_MODEL_GB * len(settings.models) + 0.5
     free = psutil.virtual_memory().available / 1e9

@@ -26,9 +26,11 @@ from forcefields import catalogue as catalogues
 from forcefields.catalogue import Catalogue, Variant
 from forcegate import jsonlog
 from forcegate.errors import SetupError
+from frontend.security.listening import keys_needed
 from frontend.settings import Settings
 from frontend.supervisor.checks import check_machine
 from frontend.supervisor.service import Loaded, Service
+from frontend.triton import restriction
 
 Prepare = Callable[[Settings, Catalogue, list[str], Callable[[str], None]], Catalogue]
 
@@ -53,6 +55,7 @@ def run(settings: Settings, prepare: Prepare, setup_only: bool = False) -> int:
     # The catalogue is read in many processes, by the same variables in each.
     os.environ[catalogues.EXTRA_FAMILIES] = settings.families
     os.environ[catalogues.STATE] = str(settings.state.resolve())
+    settings.export_tls()
     catalogue = catalogues.load()
     dtypes = _dtypes(settings, catalogue)
     with _owned(settings):
@@ -90,6 +93,7 @@ def _say(console: Console, line: str, style: str = "") -> None:
 
 
 async def _serve(settings: Settings, catalogue: Catalogue, variants: list[Variant], console: Console) -> int:
+    settings = restriction.generated(settings)
     say = partial(_say, console)
     service = Service(settings, catalogue, settings.state / "model_repository", say)
     stop = asyncio.Event()
@@ -205,7 +209,8 @@ def _where_to_go(settings: Settings, outcomes: list[Loaded]) -> Iterator[str]:
         symbol, half = ("Cu", "1.805") if 29 in ready.elements else (chemical_symbols[ready.elements[0]], "2.63")
         cell = f"[[0, {half}, {half}], [{half}, 0, {half}], [{half}, {half}, 0]]"
         body = EXAMPLE % (ready.name, symbol, cell)
-        yield "try      " + f"curl -s {url}/api/v1/single_point -H 'Content-Type: application/json' -d '{body}'"
+        key = ' -H "Authorization: Bearer $FORCEGATE_API_KEY"' if keys_needed(settings) else ""
+        yield "try      " + f"curl -s {url}/api/v1/single_point{key} -H 'Content-Type: application/json' -d '{body}'"
 
 
 def owner(settings: Settings) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from frontend.supervisor import triton
 from frontend.supervisor.gateways import Gateways, child_environment
 from frontend.supervisor.process import ChildProcess, keep_short
 from frontend.supervisor.watch import ModelWatch
-from frontend.triton import canary
+from frontend.triton import canary, restriction
 from frontend.triton.control import TritonControl
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Service:
         self._triton = ChildProcess("tritonserver", logs / "triton.log", to_file)
         self._gateways = Gateways(settings, logs / "gateway.log")
         self._workers = [ChildProcess(f"worker {n}", logs / f"worker-{n}.log", to_file) for n in range(settings.workers)]
-        self._control = TritonControl(settings.grpc_address)
+        self._control = TritonControl(settings.grpc_address, restriction.key_of(settings))
         self._watch = ModelWatch(
             self._control, lambda: self._triton.pid if self._triton.running else None, self._bring, lambda: triton.regions(settings)
         )

@@ -12,6 +12,7 @@ import psutil
 
 from forcefields.runtime.settings import ModelSettings
 from frontend.settings import Settings
+from frontend.triton import restriction
 
 STUB = "triton_python_backend_stub"
 SHARED_MEMORY = Path("/dev/shm")
@@ -50,6 +51,8 @@ def command(settings: Settings, foreign: Path) -> list[str]:
         # gRPC's ping policy would end the connections of clients that keep an idle channel alive.
         "--grpc-http2-max-pings-without-data=0",
         "--grpc-http2-min-recv-ping-interval-without-data=5000",
+        *restriction.options(restriction.key_of(settings)),
+        *_tls(settings),
     ]
 
 
@@ -60,6 +63,20 @@ def _server(settings: Settings) -> tuple[Path, Path]:
     environment = settings.environments / "triton"
     wheel = next((environment / "lib").glob("python3*/site-packages/pytriton/tritonserver"))
     return wheel / "bin" / "tritonserver", environment / "backends"
+
+
+def _tls(settings: Settings) -> list[str]:
+    if not settings.grpc_server_certificate:
+        return []
+    given = {"cert": settings.grpc_server_certificate, "key": settings.grpc_server_key}
+    # Without mutual TLS it refuses to be told of certificates that it does not need.
+    if settings.grpc_mutual:
+        return [
+            "--grpc-use-ssl-mutual=true",
+            *(f"--grpc-server-{name}={Path(path).resolve()}" for name, path in given.items()),
+            f"--grpc-root-cert={Path(settings.grpc_ca).resolve()}",
+        ]
+    return ["--grpc-use-ssl=true", *(f"--grpc-server-{name}={Path(path).resolve()}" for name, path in given.items())]
 
 
 def environment(settings: Settings) -> dict[str, str]:

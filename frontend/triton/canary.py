@@ -11,9 +11,8 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from forcefields.catalogue import Catalogue, Variant
 from forcefields.runtime import golden
 from forcegate import tensors
-from forcegate.connection import channel_options
 from forcegate.errors import GateFailed
-from frontend.triton.control import typed
+from frontend.triton.control import connected, typed
 
 
 async def check(address: str, catalogue: Catalogue, variant: Variant, state: Path, timeout: float = 60.0) -> float:
@@ -35,7 +34,7 @@ async def check(address: str, catalogue: Catalogue, variant: Variant, state: Pat
         tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
-    client = triton.InferenceServerClient(address, channel_args=channel_options(address))
+    client = connected(address)
     try:
         answer = await client.infer(variant.name, inputs, client_timeout=timeout, request_id="canary")
     except InferenceServerException as error:

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from forcegate.connection import channel_options
+from forcegate.connection import channel_options, credentials
 from forcegate.errors import (
     DeadlineExceeded,
     EvaluationFailed,
@@ -52,6 +52,13 @@ _CLEANUP_SECONDS: Final = 0.25
 """The server is given this much less than the caller, so that the typed answer still comes before the deadline."""
 
 
+def _channel(address: str, options: list[tuple[str, int]]) -> grpc.aio.Channel:
+    secure = credentials()
+    if secure is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, secure, options=options)
+
+
 class Evaluator:
     """Sends structures to the models of one Triton server."""
 
@@ -60,7 +67,7 @@ class Evaluator:
         self._metrics = metrics
         # Channels to one address share a connection unless told otherwise.
         options = [*channel_options(address), ("grpc.use_local_subchannel_pool", 1)]
-        self._channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CHANNELS)]
+        self._channels = [_channel(address, options) for _ in range(CHANNELS)]
         self._calls = itertools.cycle([channel.unary_unary(METHOD) for channel in self._channels])
 
     async def close(self) -> None:

@@ -16,8 +16,9 @@ from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from forcegate.connection import channel_options
+from forcegate.connection import channel_options, credentials
 from forcegate.errors import ForcegateError, ModelNotReady, ServerUnavailable, from_wire
+from frontend.triton import restriction
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,16 @@ class ModelState:
 
 
 class TritonControl:
-    """The control API of one server. All calls raise ``ServerUnavailable`` when nothing answers."""
+    """The control API of one server. All calls raise ``ServerUnavailable`` when nothing answers.
 
-    def __init__(self, address: str) -> None:
+    Args:
+        key: what the server was started with (``frontend.triton.restriction``).
+    """
+
+    def __init__(self, address: str, key: str = "") -> None:
         self.address = address
-        self._client = triton.InferenceServerClient(address, channel_args=channel_options(address))
+        self._headers = restriction.headers(key)
+        self._client = connected(address)
 
     async def close(self) -> None:
         """Ends the connection."""
@@ -55,7 +61,7 @@ class TritonControl:
     async def states(self) -> dict[str, ModelState]:
         """Every model that Triton has tried to load, by name."""
         try:
-            index = await self._client.get_model_repository_index(client_timeout=5.0)
+            index = await self._client.get_model_repository_index(headers=self._headers, client_timeout=5.0)
         except (InferenceServerException, grpc.RpcError) as error:
             raise ServerUnavailable("The inference server does not answer.") from error
         return {m.name: ModelState(m.name, m.state or "UNAVAILABLE", m.reason) for m in index.models}
@@ -75,7 +81,8 @@ class TritonControl:
             ForcegateError: what the model itself said (a checkpoint that differs, a gate that failed), or ``ModelNotReady``.
         """
         try:
-            await self._client.load_model(name, config=None if config is None else json.dumps(config), client_timeout=timeout)
+            text = None if config is None else json.dumps(config)
+            await self._client.load_model(name, headers=self._headers, config=text, client_timeout=timeout)
         except (InferenceServerException, grpc.RpcError) as error:
             raise typed(error, name) from error
 
@@ -100,9 +107,15 @@ class TritonControl:
     async def unload(self, name: str) -> None:
         """Unloads a model; what it is evaluating is finished first."""
         try:
-            await self._client.unload_model(name, client_timeout=60.0)
+            await self._client.unload_model(name, headers=self._headers, client_timeout=60.0)
         except (InferenceServerException, grpc.RpcError) as error:
             raise typed(error, name) from error
+
+
+def connected(address: str) -> triton.InferenceServerClient:
+    """A client of Triton at ``address``, over TLS where the environment says so."""
+    secure = credentials()
+    return triton.InferenceServerClient(address, ssl=secure is not None, creds=secure, channel_args=channel_options(address))
 
 
 def configuration(name: str, dtype: str, repositories: Sequence[Path]) -> dict[str, Any] | None:

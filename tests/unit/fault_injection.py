@@ -54,6 +54,10 @@ class FaultyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         models = [entry(name=name, state=state, reason=reason) for name, (state, reason) in self.index.items()]
         return service_pb2.RepositoryIndexResponse(models=models)
 
+    def ModelStatistics(self, _request: object, _context: grpc.ServicerContext) -> service_pb2.ModelStatisticsResponse:
+        ready = [name for name, (state, _) in self.index.items() if state == "READY"]
+        return service_pb2.ModelStatisticsResponse(model_stats=[service_pb2.ModelStatistics(name=name) for name in ready])
+
     def ModelInfer(self, request: service_pb2.ModelInferRequest, context: grpc.ServicerContext) -> service_pb2.ModelInferResponse:
         with self._lock:
             self.requests.append(request)

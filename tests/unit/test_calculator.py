@@ -298,11 +298,27 @@ def test_a_server_that_comes_back_is_found_again(triton: FaultyTriton) -> None:
     ],
 )
 def test_why_a_model_is_not_there(
-    address: str, triton: FaultyTriton, entry: tuple[str, str] | None, kind: type[errors.ForcegateError], words: str
+    address: str,
+    triton: FaultyTriton,
+    monkeypatch: pytest.MonkeyPatch,
+    entry: tuple[str, str] | None,
+    kind: type[errors.ForcegateError],
+    words: str,
 ) -> None:
+    monkeypatch.setenv("FORCEGATE_TRITON_KEY", "of the service's own processes")
     triton.index = {"mm": ("READY", "")} | ({"m": entry} if entry else {})
     triton.faults = [(NOT_FOUND, "Request for unknown model: 'm' is not found")] * 1000
     with ForcegateCalculator("m", address, timeout=60, connect_timeout=0.5) as calc, pytest.raises(kind, match=words):
+        attached(calc, bulk("Cu")).get_forces()
+
+
+def test_an_unknown_name_is_noticed_without_the_key_of_the_index(address: str, triton: FaultyTriton) -> None:
+    triton.index = {"mm": ("READY", "")}
+    triton.faults = [(NOT_FOUND, "Request for unknown model: 'm' is not found")] * 1000
+    with (
+        ForcegateCalculator("m", address, connect_timeout=0.5) as calc,
+        pytest.raises(errors.UnknownModel, match="Did you mean mm"),
+    ):
         attached(calc, bulk("Cu")).get_forces()
 
 

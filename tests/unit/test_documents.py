@@ -75,7 +75,8 @@ def test_tests_that_are_named_exist() -> None:
 
 
 def test_settings_that_are_named_exist() -> None:
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {"FORCEGATE_CONFIG", "FORCEGATE_URL", "FORCEGATE_GRPC"}
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known |= {"FORCEGATE_CONFIG", "FORCEGATE_URL", "FORCEGATE_GRPC", "FORCEGATE_API_KEY"}
     known |= set(re.findall(r"^#(FORCEGATE_\w+)=", (ROOT / ".env.production.example").read_text(), re.MULTILINE))
     for path in WRITTEN:
         assert set(re.findall(r"FORCEGATE_[A-Z_]+", path.read_text())) <= known, path.name

@@ -410,3 +410,16 @@ def test_a_load_may_ask_for_a_dtype() -> None:
     for body in (b"[]", b'{"dtype": 64}', b"{"):
         with pytest.raises(InvalidRequest):
             load_dtype(body, "json")
+
+
+@pytest.mark.parametrize("name", [b'"text"', b'"te\\u0078t"', b'"\\u0074\\u0065xt"'])
+def test_a_files_text_is_never_read_on_the_event_loop(name: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+
+    async def elsewhere(_self: Decoder, _calculation: str, body: bytes, _media: str) -> None:
+        sent.append(body)
+
+    monkeypatch.setattr(Decoder, "_in_process", elsewhere)
+    body = b'{"model_name": "lj-argon", "atoms": {"format": "xyz", ' + name + b': "1\\n\\nAr 0 0 0"}}'
+    asyncio.run(Decoder(Limits(max_batch=1, max_atoms=9)).decode("single_point", body, "json", Call("a", 0.0)))
+    assert sent == [body]
