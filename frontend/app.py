@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 import forcegate
-from forcegate.errors import ForcegateError, InvalidRequest, MethodNotAllowed, NotFound, Overloaded
+from forcegate.errors import ForcegateError, InvalidRequest, MethodNotAllowed, NotFound
 from frontend import documentation
 from frontend.bodies import error_response
 from frontend.middleware import EveryRequest
@@ -71,8 +71,7 @@ async def _typed(request: Request, error: Exception) -> Response:
     assert isinstance(error, ForcegateError)
     call = call_of(request)
     call.code = error.code
-    retry_after = error.retry_after if isinstance(error, Overloaded) else None
-    return error_response(error, call.accept, retry_after or service_of(request).admission.retry_after)
+    return error_response(error, call.accept, error.retry_after or service_of(request).admission.retry_after)
 
 
 async def _framework(request: Request, error: Exception) -> Response:

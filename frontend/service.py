@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import cast
 
@@ -16,13 +16,14 @@ from forcegate.errors import ForcegateError
 from frontend.admission import Admission, Estimator, ModelQueue
 from frontend.decoder import Decoder
 from frontend.requests import Limits
+from frontend.scheduler.follower import Follower
 from frontend.settings import Settings
 from frontend.tasks.queue import DurableTasks
 from frontend.tasks.task import Tasks
 from frontend.telemetry import Call, Metrics
 from frontend.triton.client import Evaluator
 from frontend.triton.control import TritonControl
-from frontend.triton.directory import READY, Directory
+from frontend.triton.directory import MISSING, READY, Directory
 
 BODIES = 4
 """Bodies of the largest size that may be held in memory at once, by all gateways; one by each in any case."""
@@ -42,7 +43,8 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.residency = Follower(settings.state, "gateway")
+        self.metrics = Metrics(lambda: self.residency.state)
         self.body_limit = settings.max_body_mb * 2**20
         self.admission = Admission(
             settings.structures_per_gateway,
@@ -65,6 +67,8 @@ class Service:
         repositories = (settings.repository, settings.state / "model_repository")
         self.directory = Directory(control, catalogue.load(), repositories, settings.state)
         self.directory.on_poll = self.observe
+        self.directory.on_demand = settings.scheduler == "on"
+        following = asyncio.create_task(self.residency.run())
         self.evaluator = Evaluator(settings.grpc_address, self.directory, self.metrics)
         polling = asyncio.create_task(self.directory.run())
         warming = asyncio.create_task(self.decoder.warm())
@@ -76,14 +80,31 @@ class Service:
                 await asyncio.wait_for(self.directory.first_poll(), FIRST_POLL_SECONDS)
             yield
         finally:
-            for task in (polling, warming, watching):
+            for task in (polling, warming, watching, following):
                 task.cancel()
-            await asyncio.gather(polling, warming, watching, return_exceptions=True)
+            await asyncio.gather(polling, warming, watching, following, return_exceptions=True)
             await tasks.close()
             await self.decoder.close()
             await self.directory.close()
             await self.evaluator.close()
             await control.close()
+
+    @asynccontextmanager
+    async def using(self, models: Sequence[str], call: Call) -> AsyncIterator[None]:
+        """The named models stay loaded while the block runs; with the scheduler on, those that are not loaded are waited for.
+
+        Raises:
+            ModelNotReady: the deadline comes first.
+            NoRoom, and what a failed load ended with.
+        """
+        directory = self.directory
+        if not directory.on_demand or any(directory.entry(model).state == MISSING for model in models):
+            yield  # what is missing has its error in the directory
+            return
+        async with self.residency.hold([directory.entry(model).variant.name for model in models], call.deadline):
+            if any(directory.entry(model).state != READY for model in models):
+                await directory.poll()  # it has become ready since the last one
+            yield
 
     def queue(self, model: str) -> ModelQueue:
         """The queue in front of a model, by its canonical name."""

@@ -103,6 +103,22 @@ class Settings(BaseSettings):
     callback_private: bool = Field(
         False, description="Whether a task's callback may go to loopback, private and other addresses that are not public."
     )
+    scheduler: Literal["off", "on"] = Field(
+        "off",
+        description="`on` loads a model when it is first asked for and unloads the least recently used where memory is short "
+        "(docs/scheduler.md); `models` are then loaded at the start as far as there is room.",
+    )
+    scheduler_memory_gb: float = Field(
+        0.0, ge=0, description="Memory that all models together may hold on a CPU, in GB of 2^30 bytes; 0 is all but 2,000 MB."
+    )
+    scheduler_pinned: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Models that the scheduler never unloads, separated by commas."
+    )
+    scheduler_idle_seconds: float = Field(3600.0, gt=0, description="A model that nobody has used for so long is unloaded.")
+    scheduler_models_per_device: int = Field(
+        0, ge=0, description="Models that may be on one device at once; 0 is 16 for a CPU and 2 for a GPU."
+    )
+    scheduler_load_seconds: float = Field(600.0, gt=0, description="A load that takes longer is given up.")
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         "highest",
         description="How a GPU multiplies float32 matrices: `highest` in float32, so that answers do not depend on the card; "
@@ -117,7 +133,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log lines that are written.")
     drain_seconds: float = Field(30.0, ge=0, description="Time that requests in flight get to finish when the service stops.")
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "scheduler_pinned", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
