@@ -16,7 +16,7 @@ from forcegate.errors import ForcegateError, InvalidRequest, MethodNotAllowed, N
 from frontend import documentation
 from frontend.bodies import error_response
 from frontend.middleware import EveryRequest
-from frontend.routes import calculations, models, pages, service, task_files, tasks, waited
+from frontend.routes import calculations, models, pages, scheduler, service, task_files, tasks, waited
 from frontend.service import Service, call_of, service_of
 from frontend.settings import Settings
 
@@ -62,7 +62,7 @@ def create_app(settings: Settings) -> Gateway:
     )
     app.state.service = parts
     app.front = EveryRequest(super(Gateway, app).__call__, parts.metrics, calculations.DIRECT, _typed)
-    for routes in (service, models, calculations, waited, tasks, task_files, pages):
+    for routes in (service, models, scheduler, calculations, waited, tasks, task_files, pages):
         app.include_router(routes.router)
     return app
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from forcefields.catalogue import Catalogue
-from forcegate.errors import InvalidRequest, ServerUnavailable, UnknownModel
+from forcegate.errors import NotFound, ServerUnavailable, UnknownModel
 from frontend.scheduler import profile as profiles
 from frontend.scheduler.device import Device
 from frontend.scheduler.footprint import Footprints
@@ -211,7 +211,7 @@ class Residents:
     def _known(self, message: Mapping[str, Any]) -> str:
         device = str(message.get("device"))
         if device not in self.owner.cluster.position:
-            raise InvalidRequest(f"There is no device {device[:60]!r}.", "GET /api/v1/scheduler/devices lists them.")
+            raise NotFound(f"There is no device {device[:60]!r}.", "GET /api/v1/scheduler/devices lists them.")
         return device
 
     # What is told.

@@ -87,9 +87,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
         yield running
 
 
-def ask(service: RunningService, model: str) -> httpx.Response:
+def ask(service: RunningService, model: str, headers: dict[str, str] | None = None) -> httpx.Response:
     body = {"model_name": model, "atoms": DIMER}
-    return httpx.post(f"{service.url}/api/v1/single_point", json=body, timeout=150)
+    return httpx.post(f"{service.url}/api/v1/single_point", json=body, headers=headers, timeout=150)
 
 
 def test_a_random_stream_over_eight_models_in_the_memory_of_three(small: RunningService) -> None:
@@ -134,3 +134,22 @@ def test_a_gateway_that_is_killed_in_the_middle_of_a_load_leaves_nothing_behind(
     assert ask(small, idle[0]).status_code == 200
     assert ask(small, idle[1]).status_code == 200
     assert resident_mb(small)[0] <= BUDGET_MB
+
+
+def test_a_device_that_is_drained_is_emptied_and_takes_models_again_when_it_is_returned(small: RunningService) -> None:
+    url = f"{small.url}/api/v1/scheduler"
+    assert ask(small, NAMES[0]).status_code == 200
+    status = httpx.get(f"{small.url}/gpu-status").json()
+    assert (status["gpu_available"], status["count"], status["devices"][0]["memory_total_mb"]) == (False, 1, BUDGET_MB)
+    drained = httpx.post(f"{url}/devices/cpu/drain", timeout=70)
+    assert drained.json()["devices"][0]["state"] == "draining"
+    wait_until(lambda: resident_mb(small)[1] == 0, "models stayed")
+    late = ask(small, NAMES[0], {"X-Forcegate-Timeout": "2"})
+    assert (late.status_code, late.json()["code"], late.json()["retryable"]) == (503, "model_not_ready", True)
+    assert int(late.headers["Retry-After"]) >= 1
+    assert httpx.post(f"{url}/devices/cpu/return", timeout=70).json()["devices"][0]["state"] == "serving"
+    assert ask(small, NAMES[0]).status_code == 200
+    assert httpx.post(f"{url}/devices/nothing/drain", timeout=70).status_code == 404
+    states = {model["model"]: model["state"] for model in httpx.get(f"{url}/devices").json()["models"]}
+    assert states[NAMES[0]] == "resident"
+    assert "evicted" in states.values()
