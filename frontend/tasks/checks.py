@@ -21,7 +21,7 @@ from forcegate.errors import (
 from forcegate.structure import Structure
 from frontend.requests import require_head
 from frontend.tasks.submission import Submission
-from frontend.triton.directory import LOADABLE, LOADING, Directory
+from frontend.triton.directory import LOADING, Directory
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _require_ready(directory: Directory, name: str) -> None:
     try:
         directory.facts(name)
     except ModelNotReady:
-        if directory.entry(name).state not in ((LOADING, LOADABLE) if directory.on_demand else (LOADING,)):
+        if directory.entry(name).state != LOADING:
             raise
 
 

@@ -31,7 +31,6 @@ from frontend.tasks.kinds import KINDS
 from frontend.tasks.leases import Leases
 from frontend.tasks.ledger import Ledger
 from frontend.tasks.queue import open_database
-from frontend.tasks.residency import Holder
 from frontend.tasks.task import Status
 
 log = logging.getLogger(__name__)
@@ -64,7 +63,6 @@ class Worker:
         self._leases = Leases(self._ledger, settings, name)
         self._deliveries = Deliveries(self._engine, settings.callback_private, self._ledger.clock)
         self._consumer = Consumer(self._engine, name, settings.task_concurrency, self._carry_out)
-        self._holder = Holder(settings.state) if settings.scheduler == "on" else None
         self._attempts: dict[str, Attempt] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -116,7 +114,6 @@ class Worker:
         attempt = self._persist(lambda: self._leases.claim(task, dispatch))
         if attempt is None:
             return
-        attempt.holder = self._holder
         with self._lock:
             self._attempts[task] = attempt
         if self._stopping.is_set():
