@@ -54,6 +54,21 @@ def prepare(
     return catalogue
 
 
+def at_hand(root: Path, catalogue: Catalogue, names: list[str]) -> list[str]:
+    """Further variants that can be put in place without building an environment or fetching anything."""
+    requirements = {family.name: family.requirements for family in catalogue.families.values()}
+    built = {catalogue.resolve(name).family for name in names}
+    for family in catalogue.families.values():
+        environment = environments.of_family(family, requirements)
+        if family.name not in built and environments.complete(environment, root):
+            built.add(family.name)
+    return [
+        variant.name
+        for variant in catalogue.variants.values()
+        if variant.family in built and variant.checkpoint.source in ("family", "package") and variant.name not in names
+    ]
+
+
 def _place(catalogue: Catalogue, variant: Variant, root: Path, state: Path, say: environments.Say, made: bool = False) -> None:
     try:
         checkpoints.place(catalogue, variant, home(catalogue, variant, root, state), root / "environments", state, made=made)

@@ -23,6 +23,8 @@ class ForcegateError(Exception):
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
     default_hint: ClassVar[str] = ""
+    retry_after: int | None = None
+    """Seconds after which trying again should help, where it is known; the gateway sends them as Retry-After."""
 
     def __init__(self, detail: str, hint: str | None = None) -> None:
         super().__init__(detail)
@@ -283,6 +285,13 @@ class ModelNotReady(ForcegateError):
     code, status, retryable = "model_not_ready", 503, True
 
 
+class NoRoom(ForcegateError):
+    """The model needs more memory than any device can ever give it."""
+
+    code, status = "no_room", 409
+    default_hint = "Raise FORCEGATE_SCHEDULER_MEMORY_GB, unpin a model, or use a smaller one."
+
+
 class ModelCrashed(ForcegateError):
     """The model's process ended during the evaluation; it is being brought back."""
 
@@ -302,8 +311,6 @@ class Overloaded(ForcegateError):
 
     code, status, retryable = "overloaded", 429, True
     default_hint = "Wait for the time in the Retry-After header."
-    retry_after: int | None = None
-    """Seconds after which there should be room, where it is known; the gateway sends them as Retry-After."""
 
 
 class RateLimited(Overloaded):

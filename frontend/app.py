@@ -12,11 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 import forcegate
-from forcegate.errors import ForcegateError, InvalidRequest, MethodNotAllowed, NotFound, Overloaded
+from forcegate.errors import ForcegateError, InvalidRequest, MethodNotAllowed, NotFound
 from frontend import documentation
 from frontend.bodies import error_response
 from frontend.middleware import EveryRequest
-from frontend.routes import calculations, models, pages, service, task_files, tasks, waited
+from frontend.routes import calculations, models, pages, scheduler, service, task_files, tasks, waited
 from frontend.service import Service, call_of, service_of
 from frontend.settings import Settings
 
@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> Gateway:
     app.front = EveryRequest(
         super(Gateway, app).__call__, parts.metrics, calculations.DIRECT, _typed, parts.admit if parts.gatekeeper else None
     )
-    for routes in (service, models, calculations, waited, tasks, task_files, pages):
+    for routes in (service, models, scheduler, calculations, waited, tasks, task_files, pages):
         app.include_router(routes.router)
     return app
 
@@ -73,8 +73,7 @@ async def _typed(request: Request, error: Exception) -> Response:
     assert isinstance(error, ForcegateError)
     call = call_of(request)
     call.code = error.code
-    retry_after = error.retry_after if isinstance(error, Overloaded) else None
-    return error_response(error, call.accept, retry_after or service_of(request).admission.retry_after)
+    return error_response(error, call.accept, error.retry_after or service_of(request).admission.retry_after)
 
 
 async def _framework(request: Request, error: Exception) -> Response:

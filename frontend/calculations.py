@@ -6,7 +6,8 @@ Free of HTTP: typed records in, plain dictionaries with arrays out, typed errors
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -37,11 +38,11 @@ async def single_point(service: Service, task: SinglePoint, call: Call) -> dict[
     Raises:
         ForcegateError: see ``Directory.facts`` and ``Evaluator.evaluate``.
     """
-    asked = _asked(service, task.model, task.options.head, task.options)
-    call.model = asked.facts.model
     call.structures, call.atoms = 1, len(task.structure)
     with service.admission.hold(1):
-        result = await _evaluate(service, asked, task.structure, task.options, call)
+        async with _using(service, task.model, task.options.head, task.options, call) as asked:
+            call.model = asked.facts.model
+            result = await _evaluate(service, asked, task.structure, task.options, call)
     result["provenance"] = provenance(asked)
     return _finished(result, call)
 
@@ -52,13 +53,13 @@ async def batch(service: Service, task: Batch, call: Call) -> dict[str, Any]:
     Raises:
         ForcegateError: the model cannot be asked, there is no room, or no structure was evaluated for want of a server.
     """
-    asked = _asked(service, task.model, task.options.head, task.options)
-    call.model = asked.facts.model
     call.structures = len(task.structures)
     call.atoms = sum(len(entry) for entry in task.structures if isinstance(entry, Structure))
     entries = [(index, entry) for index, entry in enumerate(task.structures) if isinstance(entry, Structure)]
     with service.admission.hold(len(task.structures)):
-        evaluated = await _evaluate_all(service, asked, entries, task.options, call)
+        async with _using(service, task.model, task.options.head, task.options, call) as asked:
+            call.model = asked.facts.model
+            evaluated = await _evaluate_all(service, asked, entries, task.options, call)
     results: list[dict[str, Any]] = []
     failures: list[ForcegateError] = []
     for index, entry in enumerate(task.structures):
@@ -145,6 +146,20 @@ def provenance(asked: Asked) -> Shared:
     )
 
 
+@asynccontextmanager
+async def _using(service: Service, name: str, head: str, options: Options, call: Call) -> AsyncIterator[Asked]:
+    """What is asked, with its models loaded while the block runs."""
+    if not service.directory.on_demand:
+        yield _asked(service, name, head, options)
+        return
+    variant = service.directory.entry(name).variant
+    require_head(variant.name, variant.heads, head)
+    used = head or variant.default_head
+    added = correction(variant.name, variant.dispersion_of(used), variant.functional_of(used), options.dispersion)
+    async with service.using((variant.name,) if added is None else (variant.name, added), call):
+        yield _asked(service, name, head, options)
+
+
 def _asked(service: Service, name: str, head: str, options: Options) -> Asked:
     facts = service.directory.facts(name)
     require_head(facts.model, facts.heads, head)
@@ -220,10 +235,11 @@ def _finished(answer: dict[str, Any], call: Call) -> dict[str, Any]:
 async def _one_of_many(service: Service, task: MultiModel, name: str, call: Call) -> tuple[dict[str, Any], merge.Outcome | None]:
     try:
         canonical = service.directory.entry(name).variant.name
-        asked = _asked(service, name, task.heads.get(name) or task.heads.get(canonical) or task.options.head, task.options)
-        result = await _evaluate(service, asked, task.structure, task.options, call)
-        # The correction of an atom alone is zero, so these need none.
-        isolated = await _isolated_atoms(service, asked.facts, asked.head, task.structure.numbers, call) if task.align else {}
+        head = task.heads.get(name) or task.heads.get(canonical) or task.options.head
+        async with _using(service, name, head, task.options, call) as asked:
+            result = await _evaluate(service, asked, task.structure, task.options, call)
+            # The correction of an atom alone is zero, so these need none.
+            isolated = await _isolated_atoms(service, asked.facts, asked.head, task.structure.numbers, call) if task.align else {}
     except Overloaded:
         raise
     except ForcegateError as error:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from forcegate.errors import BY_CODE, ForcegateError
-from frontend import schemas, task_schemas
+from frontend import scheduler_schemas, schemas, task_schemas
 from frontend.bodies import JSON, MSGPACK
 from frontend.requests import Calculation
 from frontend.security.access import needed
@@ -150,7 +150,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     used = [
         kind for kind in vars(schemas).values() if isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not BaseModel
     ]
-    used += task_schemas.all_of_them()
+    used += [*task_schemas.all_of_them(), *scheduler_schemas.ALL]
     _, definitions = models_json_schema([(kind, "validation") for kind in used], ref_template="#/components/schemas/{model}")
     document.setdefault("components", {})["schemas"] = dict(sorted(definitions["$defs"].items()))
     document["components"]["securitySchemes"] = SECURITY

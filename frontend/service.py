@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import cast
 
@@ -18,6 +18,7 @@ from forcegate.errors import ForcegateError
 from frontend.admission import Admission, Estimator, ModelQueue
 from frontend.decoder import Decoder
 from frontend.requests import Limits
+from frontend.scheduler.follower import Follower
 from frontend.security.access import Gatekeeper
 from frontend.security.keys import KeyStore
 from frontend.security.listening import keys_needed
@@ -28,7 +29,7 @@ from frontend.telemetry import Call, Metrics
 from frontend.triton import restriction
 from frontend.triton.client import Evaluator
 from frontend.triton.control import TritonControl
-from frontend.triton.directory import READY, Directory
+from frontend.triton.directory import MISSING, READY, Directory
 
 BODIES = 4
 """Bodies of the largest size that may be held in memory at once, by all gateways; one by each in any case."""
@@ -48,7 +49,8 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.residency = Follower(settings.state, "gateway")
+        self.metrics = Metrics(lambda: self.residency.state)
         self.body_limit = settings.max_body_mb * 2**20
         self.admission = Admission(
             settings.structures_per_gateway,
@@ -72,11 +74,13 @@ class Service:
         repositories = (settings.repository, settings.state / "model_repository")
         self.directory = Directory(control, catalogue.load(), repositories, settings.state)
         self.directory.on_poll = self.observe
+        self.directory.on_demand = settings.scheduler == "on"
+        following = asyncio.create_task(self.residency.run())
         self.evaluator = Evaluator(settings.grpc_address, self.directory, self.metrics)
         polling = asyncio.create_task(self.directory.run())
         warming = asyncio.create_task(self.decoder.warm())
         tasks = self.tasks = DurableTasks(settings)
-        background = [polling, warming, asyncio.create_task(self._watch_tasks(tasks))]
+        background = [polling, warming, following, asyncio.create_task(self._watch_tasks(tasks))]
         if self.gatekeeper is not None:
             background.append(asyncio.create_task(self.gatekeeper.run()))
         try:
@@ -100,6 +104,23 @@ class Service:
         """Lets a request in by its key; see ``Gatekeeper.admit``."""
         assert self.gatekeeper is not None
         await self.gatekeeper.admit(scope, call)
+
+    @asynccontextmanager
+    async def using(self, models: Sequence[str], call: Call) -> AsyncIterator[None]:
+        """The named models stay loaded while the block runs; with the scheduler on, those that are not loaded are waited for.
+
+        Raises:
+            ModelNotReady: the deadline comes first.
+            NoRoom, and what a failed load ended with.
+        """
+        directory = self.directory
+        if not directory.on_demand or any(directory.entry(model).state == MISSING for model in models):
+            yield  # what is missing has its error in the directory
+            return
+        async with self.residency.hold([directory.entry(model).variant.name for model in models], call.deadline):
+            if any(directory.entry(model).state != READY for model in models):
+                await directory.poll()  # it has become ready since the last one
+            yield
 
     def queue(self, model: str) -> ModelQueue:
         """The queue in front of a model, by its canonical name."""

@@ -141,6 +141,22 @@ class Settings(BaseSettings):
     grpc_client_key: str = Field("", description="PEM file of that certificate's private key.")
     grpc_mutual: bool = Field(False, description="Whether Triton's gRPC asks its clients for a certificate (mutual TLS).")
     metrics_open: bool = Field(False, description="Whether /metrics can be read without a key, where others need one.")
+    scheduler: Literal["off", "on"] = Field(
+        "off",
+        description="`on` loads a model when it is first asked for and unloads the least recently used where memory is short "
+        "(docs/scheduler.md); `models` are then loaded at the start as far as there is room.",
+    )
+    scheduler_memory_gb: float = Field(
+        0.0, ge=0, description="Memory that all models together may hold on a CPU, in GB of 2^30 bytes; 0 is all but 2,000 MB."
+    )
+    scheduler_pinned: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Models that the scheduler never unloads, separated by commas."
+    )
+    scheduler_idle_seconds: float = Field(3600.0, gt=0, description="A model that nobody has used for so long is unloaded.")
+    scheduler_models_per_device: int = Field(
+        0, ge=0, description="Models that may be on one device at once; 0 is 16 for a CPU and 2 for a GPU."
+    )
+    scheduler_load_seconds: float = Field(600.0, gt=0, description="A load that takes longer is given up.")
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         "highest",
         description="How a GPU multiplies float32 matrices: `highest` in float32, so that answers do not depend on the card; "
@@ -160,7 +176,7 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(30.0, ge=0, description="Time that requests in flight get to finish when the service stops.")
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "scheduler_pinned", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value

@@ -22,6 +22,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 import forcegate
 from forcegate import jsonlog
+from frontend.scheduler.metrics import SchedulerMetrics, State
 from frontend.tasks.metrics import TaskMetrics
 
 if TYPE_CHECKING:
@@ -128,10 +129,13 @@ class Call:
 class Metrics:
     """The gateway's metrics, in a registry of their own so that several applications can live in one process."""
 
+    scheduler: State = lambda: None
+    """What the owner of the residents told last."""
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
         registry = self.registry
+        registry.register(SchedulerMetrics(self.scheduler))
         # Where several gateways count, what one process has is told for all: numbers add up. Seconds of work do not: each gateway's
         # own are corrected by what it gets of the model, and so are the time until its work is done.
         ProcessCollector(registry=registry)
@@ -215,6 +219,7 @@ class Metrics:
         registry = CollectorRegistry()
         _tell_build(registry)
         MultiProcessCollector(registry)
+        registry.register(SchedulerMetrics(self.scheduler))
         return generate_latest(registry)
 
 

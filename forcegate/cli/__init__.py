@@ -14,6 +14,7 @@ from forcegate import __version__
 from forcegate.cli.bulk_modulus import bulk_modulus
 from forcegate.cli.compare import compare
 from forcegate.cli.demo import demo
+from forcegate.cli.devices import devices
 from forcegate.cli.elasticity import elasticity
 from forcegate.cli.evaluate import evaluate
 from forcegate.cli.interaction import interaction
@@ -46,7 +47,7 @@ def application() -> typer.Typer:
     )
     app.callback()(_options)
     _add_serve(app)
-    for command in (models, evaluate, relax, compare, demo):
+    for command in (models, devices, evaluate, relax, compare, demo):
         app.command()(command)
     for calculation in (md, bulk_modulus, phonons, elasticity, interaction):
         app.command()(calculation)

@@ -63,8 +63,10 @@ def serve(
 
 
 def _prepare(settings: Settings, catalogue: Catalogue, names: list[str], say: Callable[[str], None]) -> Catalogue:
-    from exporters.prepare import prepare
+    from exporters.prepare import at_hand, prepare
 
+    if settings.scheduler == "on":
+        names = [*names, *at_hand(settings.root, catalogue, names)]
     return prepare(settings.root, settings.state, catalogue, names, say, embedded=not settings.tritonserver)
 
 

@@ -72,7 +72,12 @@ async def load_model(request: Request) -> Response:
         call.gone = True
         return Response(status_code=400)  # nobody is there to read it
     dtype = load_dtype(body, media_type(request.scope)) if body else ""
-    entry = await service.directory.load(name, max(call.remaining, 0.0), dtype)
+    if service.directory.on_demand and service.residency.connected:
+        await service.residency.do("load", max(call.remaining, 0.0), model=name, dtype=dtype)
+        async with service.using((name,), call):
+            entry = service.directory.entry(name)
+    else:
+        entry = await service.directory.load(name, max(call.remaining, 0.0), dtype)
     call.model = entry.variant.name
     if entry.state != READY and entry.error is not None and not entry.error.retryable:
         raise entry.error
@@ -83,7 +88,13 @@ async def load_model(request: Request) -> Response:
 async def unload_model(request: Request) -> Response:
     """Unloads a model; what it is evaluating is finished first."""
     service, call = service_of(request), call_of(request)
-    entry = await service.directory.unload(_name(request))
+    if service.directory.on_demand and service.residency.connected:
+        name = service.directory.entry(_name(request)).variant.name
+        await service.residency.do("unload", LOAD_SECONDS, model=name)
+        await service.directory.poll()
+        entry = service.directory.entry(name)
+    else:
+        entry = await service.directory.unload(_name(request))
     call.model = entry.variant.name
     return await answer(card(entry), call)
 

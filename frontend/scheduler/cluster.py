@@ -178,6 +178,13 @@ class Cluster:
         resident.loaded, resident.doubled = True, False
         self._recount(at)
 
+    def measured_base(self, model: str, at: int, mb: int) -> None:
+        """What the model holds was measured; one that is still being loaded has not taken all of it, and keeps its estimate."""
+        resident = self.residents[at].get(model)
+        if resident is not None and resident.loaded and mb and mb != resident.base_mb:
+            resident.base_mb = mb
+            self._recount(at)
+
     def reload(self, model: str, at: int) -> None:
         """A second copy is being loaded beside the one that answers."""
         self.residents[at][model].doubled = True
@@ -206,6 +213,12 @@ class Cluster:
     def leave(self, model: str, at: int, leaving: bool = True) -> None:
         """The model gets no new work on this device, until it is evicted or ``leaving`` is taken back."""
         self.residents[at][model].leaving = leaving
+
+    def depart(self, model: str, at: int) -> None:
+        """The model is on its way out: what it holds is not free yet, and it makes no room for anybody else."""
+        resident = self.residents[at][model]
+        resident.leaving, resident.loaded = True, False
+        self._recount(at)
 
     def remove(self, model: str, at: int) -> None:
         """The model is gone from this device."""

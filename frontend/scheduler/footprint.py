@@ -74,6 +74,13 @@ class Footprints:
         """MB of the loaded model, idle."""
         return self.of(model, kind).base_mb or BASE_MB
 
+    def measured(self, kind: str) -> dict[str, int]:
+        """The bases that were measured on a kind of device, by model."""
+        ending = f" on {kind}"
+        return {
+            name.removesuffix(ending): each.base_mb for name, each in self._known.items() if name.endswith(ending) and each.base_mb
+        }
+
     def work_mb(self, model: str, kind: str, edges: int, cost: Cost | None) -> int:
         """MB that work of ``edges`` neighbour pairs takes at its peak, above the base.
 

@@ -27,7 +27,8 @@ def check_machine(settings: Settings) -> None:
     _own_network(settings)
     listening.check(settings)
     _ports(settings)
-    need = MEMORY_PER_MODEL_GB * len(settings.models) + 0.5
+    # With the scheduler on, the models of the start are loaded as far as there is room.
+    need = MEMORY_PER_MODEL_GB * (min(len(settings.models), 1) if settings.scheduler == "on" else len(settings.models)) + 0.5
     free = psutil.virtual_memory().available / 1e9
     if free < need:
         raise SetupError(

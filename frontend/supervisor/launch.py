@@ -127,6 +127,7 @@ async def _start(service: Service, settings: Settings, variants: list[Variant], 
     say("starting tritonserver")
     await service.start_triton()
     say(f"tritonserver answers after {time.monotonic() - started:.1f} s")
+    await service.start_scheduler()
     say(f"loading {', '.join(variant.name for variant in variants)}, each with its readiness gate")
 
     async def load(variant: Variant) -> Loaded:

@@ -18,10 +18,12 @@ import psutil
 from forcefields import catalogue as catalogues
 from forcefields.catalogue import Catalogue, Variant
 from forcegate.errors import ForcegateError, GateFailed, SetupError
+from frontend.scheduler.server import Server
 from frontend.settings import Settings
 from frontend.supervisor import triton
 from frontend.supervisor.gateways import Gateways, child_environment
 from frontend.supervisor.process import ChildProcess, keep_short
+from frontend.supervisor.residents import Residents
 from frontend.supervisor.watch import ModelWatch
 from frontend.triton import canary, restriction
 from frontend.triton.control import TritonControl
@@ -67,6 +69,8 @@ class Service:
         self._watch = ModelWatch(
             self._control, lambda: self._triton.pid if self._triton.running else None, self._bring, lambda: triton.regions(settings)
         )
+        self.residents = Residents(settings, catalogue, self._control, self._watch, self._place)
+        self._scheduler: Server | None = None
         self._stopping = False
         self._keepers: list[asyncio.Task[None]] = []
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -94,10 +98,13 @@ class Service:
         started = time.monotonic()
         error: ForcegateError | None = None
         try:
-            await self._bring(variant.name, dead=False, dtype=variant.dtype)
+            if self.residents.active:
+                await self.residents.prewarm(variant.name, variant.dtype)
+            else:
+                await self._bring(variant.name, dead=False, dtype=variant.dtype)
         except ForcegateError as failure:
             error = failure
-        if error is None or error.retryable:
+        if not self.residents.active and (error is None or error.retryable):
             self._watch.wanted[variant.name] = variant.dtype
         return Loaded(variant, time.monotonic() - started, error, self._report(variant))
 
@@ -108,13 +115,25 @@ class Service:
         if dead:
             await self._control.reload(name, variant.dtype)
         else:
-            await self._control.load_in(name, variant.dtype, (self._settings.repository, self._foreign))
+            repositories = (self._settings.repository, self._foreign)
+            await self._control.load_in(name, variant.dtype, repositories, placement=self.residents.groups.get(name))
         self._watch.refresh()
         try:
             await canary.check(self._settings.grpc_address, self._catalogue, variant, self._settings.state)
         except GateFailed:
             await self._control.unload(name)
             raise
+
+    async def _place(self, name: str, dtype: str, group: list[dict[str, Any]]) -> None:
+        """Loads a model where the scheduler has placed it."""
+        self.residents.groups[name] = group
+        await self._bring(name, dead=False, dtype=dtype)
+
+    async def start_scheduler(self) -> None:
+        """Reads the devices; from now on the residents have their owner."""
+        self._scheduler = await self.residents.start()
+        self._keepers.append(asyncio.create_task(self._scheduler.run()))
+        self._keepers[0].add_done_callback(self._keeper_ended)
 
     def _report(self, variant: Variant) -> dict[str, Any]:
         try:
@@ -145,7 +164,7 @@ class Service:
 
     def keep_alive(self) -> None:
         """From now on a process that ends is started again, and a model whose process dies is brought back."""
-        self._keepers = [
+        self._keepers += [
             asyncio.create_task(self._keep("tritonserver", self._triton, self._restart_triton)),
             *(
                 asyncio.create_task(self._keep(gateway.name, gateway, partial(self._gateways.start_one, gateway, START_SECONDS)))
@@ -162,7 +181,7 @@ class Service:
                 )
             ),
         ]
-        for keeper in self._keepers:
+        for keeper in self._keepers[1:]:
             keeper.add_done_callback(self._keeper_ended)
 
     def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:

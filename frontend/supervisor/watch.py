@@ -55,6 +55,10 @@ class ModelWatch:
         """Ids of the model processes that were last seen."""
         return list(self._watched)
 
+    def processes_of(self, model: str) -> list[int]:
+        """Those of one model."""
+        return [pid for pid, (_, name) in self._watched.items() if name == model]
+
     async def run(self) -> None:
         """Goes on until it is cancelled."""
         while True:

@@ -96,13 +96,21 @@ class TritonControl:
         config.setdefault("parameters", {})["reloaded"] = {"string_value": str(time.time_ns())}
         await self.load(name, _in_dtype(config, dtype) if dtype else config, timeout)
 
-    async def load_in(self, name: str, dtype: str, repositories: Sequence[Path], timeout: float = 600.0) -> None:
+    async def load_in(
+        self,
+        name: str,
+        dtype: str,
+        repositories: Sequence[Path],
+        timeout: float = 600.0,
+        placement: Sequence[dict[str, Any]] | None = None,
+    ) -> None:
         """Loads a model that is not loaded, to be evaluated in ``dtype``: its ``config.pbtxt`` with this one parameter changed.
 
         Args:
             repositories: where to look for the model's folder.
+            placement: the instance_group in place of the one in the file.
         """
-        await self.load(name, configuration(name, dtype, repositories), timeout)
+        await self.load(name, configuration(name, dtype, repositories, placement), timeout)
 
     async def unload(self, name: str) -> None:
         """Unloads a model; what it is evaluating is finished first."""
@@ -118,8 +126,11 @@ def connected(address: str) -> triton.InferenceServerClient:
     return triton.InferenceServerClient(address, ssl=secure is not None, creds=secure, channel_args=channel_options(address))
 
 
-def configuration(name: str, dtype: str, repositories: Sequence[Path]) -> dict[str, Any] | None:
-    """The configuration that runs a model in ``dtype``, as the JSON form of ``config.pbtxt``; None where the file says so itself.
+def configuration(
+    name: str, dtype: str, repositories: Sequence[Path], placement: Sequence[dict[str, Any]] | None = None
+) -> dict[str, Any] | None:
+    """The configuration that runs a model in ``dtype`` and where ``placement`` (an instance_group) says, as the JSON form of
+    ``config.pbtxt``; None where the file says so itself.
 
     Raises:
         ModelNotReady: there is no such file.
@@ -129,7 +140,9 @@ def configuration(name: str, dtype: str, repositories: Sequence[Path]) -> dict[s
         raise ModelNotReady(f"The model {name!r} has no configuration.", f"Run `forcegate export {name}`.")
     message = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     config = MessageToDict(message, preserving_proto_field_name=True)
-    return None if dtype_of(config) == dtype else _in_dtype(config, dtype)
+    if placement is None:
+        return None if dtype_of(config) == dtype else _in_dtype(config, dtype)
+    return _in_dtype(config, dtype) | {"instance_group": list(placement)}
 
 
 def dtype_of(config: Mapping[str, Any]) -> str:

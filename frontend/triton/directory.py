@@ -127,6 +127,8 @@ class Directory:
         self._seen_alive: dict[str, int] = {}
         self._polled = float("-inf")
         self.reachable = False
+        self.on_demand = False
+        """Whether a model that is not loaded is loaded when it is asked for."""
         self.on_poll: Callable[[Directory], None] = lambda _: None
         self._entries = {name: self._entry(name, None) for name in catalogue.variants}
 

@@ -30,6 +30,8 @@ VARIANT = CATALOGUE.variants["chgnet-0.3.0"]
 class Known:
     """Stands for the directory: every model is there, with energies for each atom and a functional that takes D3."""
 
+    on_demand = False
+
     def facts(self, name: str) -> Facts:
         values = parameters(VARIANT, CATALOGUE.family_of(VARIANT))
         facts = Facts.from_config(name, {"parameters": {key: {"string_value": value} for key, value in values.items()}})

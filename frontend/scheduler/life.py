@@ -1,0 +1,152 @@
+"""What the owner of the residents remembers: who asks, who holds what, how each model stands, and what has been counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from forcegate.errors import ForcegateError
+from frontend.scheduler.policy import PRIORITIES
+from frontend.scheduler.residency import Residency
+
+LOAD_BUCKETS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+WAIT_BUCKETS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class Client(Protocol):
+    """A process that asks for models: a gateway or a worker."""
+
+    name: str
+
+    def granted(self, ask: int) -> None:
+        """All models of this ask are resident, and the client holds them until it gives them back or ends."""
+
+    def refused(self, ask: int, error: ForcegateError) -> None:
+        """They will not be."""
+
+    def recall(self, model: str) -> None:
+        """Somebody else needs the memory: begin nothing new with the model, and give it back once it is idle."""
+
+
+@dataclass(eq=False)
+class Ask:
+    """A client waits until all of ``models`` are resident at once.
+
+    Attributes:
+        why: what stood in the way at the last look.
+    """
+
+    client: Client
+    id: int
+    models: tuple[str, ...]
+    priority: int
+    since: float
+    why: str = ""
+
+    def rank(self, now: float, ageing_seconds: float) -> tuple[int, float]:
+        """What asks are sorted by: the priority that it has come to by now, then its age."""
+        return max(self.priority - int(max(now - self.since, 0.0) / ageing_seconds), 0), self.since
+
+
+@dataclass(eq=False)
+class Life:
+    """One model.
+
+    Attributes:
+        device: id of the device that it is on, or is going to; empty for none.
+        dtype: that it shall run in; empty for its own.
+        holders: clients that may have work in flight.
+        behind: models that have to be gone before its load begins.
+        work: the load or the unload that is under way.
+        memory_mb: what its processes hold, as of the last measurement.
+        evicted: why it was unloaded last; empty for one that was never resident, or is.
+        error: what its last load ended with.
+    """
+
+    model: str
+    residency: Residency = field(default_factory=Residency)
+    device: str = ""
+    dtype: str = ""
+    holders: set[Client] = field(default_factory=set)
+    behind: set[str] = field(default_factory=set)
+    work: asyncio.Task[None] | None = None
+    memory_mb: int = 0
+    evicted: str = ""
+    error: ForcegateError | None = None
+
+    @property
+    def state(self) -> str:
+        """``resident``, ``loading``, ``leaving``, ``unloading``, ``stuck``, ``failed``, ``evicted`` or ``absent``."""
+        state = self.residency.state
+        if state == "absent":
+            return "loading" if self.device else "evicted" if self.evicted else "absent"
+        return "unloading" if state == "settling" else state
+
+    def as_dict(self, now: float, last_used: float | None, pinned: bool) -> dict[str, Any]:
+        """What is told of it."""
+        return {
+            "model": self.model,
+            "state": self.state,
+            "device": self.device or None,
+            "memory_mb": self.memory_mb or None,
+            "pinned": pinned,
+            "idle_seconds": None if last_used is None else round(max(now - last_used, 0.0), 1),
+            "evicted_for": self.evicted or None,
+            "error": None if self.error is None else self.error.as_dict(),
+        }
+
+
+class Histogram:
+    """Counts by size, as Prometheus has them."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def observe(self, value: float) -> None:
+        """Counts one value."""
+        self.counts[next((at for at, bound in enumerate(self.bounds) if value <= bound), len(self.bounds))] += 1
+        self.total += value
+
+    def as_dict(self) -> dict[str, Any]:
+        """Cumulative counts by upper bound, and the sum."""
+        sums = [sum(self.counts[: at + 1]) for at in range(len(self.counts))]
+        return {"buckets": dict(zip([*map(str, self.bounds), "+Inf"], sums, strict=True)), "sum": self.total}
+
+
+@dataclass
+class Tally:
+    """What has happened since the owner began.
+
+    Attributes:
+        decisions: by action (``load``, ``evict``, ``wait``, ``refuse``); a decision to wait counts once for each ask and model.
+        evictions: by reason (``room``, ``idle``, ``asked``, ``drain``, ``over budget``).
+        failures: loads that failed, by the error's code.
+        not_given_back: unloads after which the memory did not come back, so that the process was ended.
+    """
+
+    decisions: Counter[str] = field(default_factory=Counter)
+    loads: Counter[str] = field(default_factory=Counter)
+    evictions: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    not_given_back: int = 0
+    quarantines: int = 0
+    out_of_memory: int = 0
+    load_seconds: Histogram = field(default_factory=lambda: Histogram(LOAD_BUCKETS))
+    waits: Mapping[str, Histogram] = field(default_factory=lambda: {name: Histogram(WAIT_BUCKETS) for name in PRIORITIES})
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it is told."""
+        return {
+            "decisions": dict(self.decisions),
+            "loads": dict(self.loads),
+            "evictions": dict(self.evictions),
+            "failures": dict(self.failures),
+            "not_given_back": self.not_given_back,
+            "quarantines": self.quarantines,
+            "out_of_memory": self.out_of_memory,
+            "load_seconds": self.load_seconds.as_dict(),
+            "wait_seconds": {name: each.as_dict() for name, each in self.waits.items()},
+        }

@@ -1,0 +1,316 @@
+"""The owner of the residents of one Triton server: it alone decides what is loaded and unloaded, one step after the other.
+
+Clients (gateways, workers) ask for models, hold them while they may have work in flight, and give them back when they are recalled;
+nothing is unloaded that somebody holds. The plan is a ``Cluster``: a model that shall go leaves it at once, and one that shall come
+is in it before its load begins, so that memory is never promised twice. The machine follows: a load begins when the models that it
+displaces are gone and their memory with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from forcegate.errors import ForcegateError, ModelNotReady, NoRoom
+from frontend.scheduler import eviction
+from frontend.scheduler.carrier import Carrier
+from frontend.scheduler.footprint import BASE_MB
+from frontend.scheduler.life import Ask, Client, Life
+from frontend.scheduler.placement import Decision, Demand, decide
+from frontend.scheduler.policy import PRIORITIES
+
+log = logging.getLogger(__name__)
+
+
+class Owner(Carrier):
+    """See the module; ``Carrier`` has the arguments."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.asks: list[Ask] = []
+        self._told: set[tuple[str, int, str]] = set()
+
+    # What clients say.
+
+    def ask(self, client: Client, number: int, models: Iterable[str], priority: int = 1) -> None:
+        """A client wants to use all of ``models`` at once; it is told when it may, or that it never will."""
+        priority = min(max(priority, 0), len(PRIORITIES) - 1)
+        self.asks.append(Ask(client, number, tuple(models), priority, self.clock()))
+        self.step()
+
+    def cancel(self, client: Client, number: int) -> None:
+        """It does not wait any longer; a load that was begun for it goes on."""
+        self.asks = [ask for ask in self.asks if ask.client is not client or ask.id != number]
+
+    def release(self, client: Client, model: str) -> None:
+        """It has nothing in flight with the model, and asks before it begins again."""
+        life = self.life(model)
+        if client in life.holders:
+            life.holders.discard(client)
+            life.residency.finish(life.memory_mb, self.clock())
+            self.go_on(life)
+
+    def gone(self, client: Client) -> None:
+        """It has ended; what it held is free, and nobody waits for what it asked for."""
+        self.asks = [ask for ask in self.asks if ask.client is not client]
+        for life in list(self.lives.values()):
+            self.release(client, life.model)
+
+    def used(self, models: Iterable[str]) -> None:
+        """Somebody has used these a moment ago."""
+        now = self.clock()
+        for model in models:
+            for at in self.cluster.homes(model):
+                self.cluster.start(model, at, 0, now)
+                self.cluster.finish(model, at, 0, now)
+
+    # What is decided.
+
+    def step(self) -> None:
+        """Grants what is there, and brings what is not, in the order of the asks."""
+        if not self.active:
+            return
+        now = self.clock()
+        for device in self._devices():
+            if device.id in self.cluster.position:
+                self.cluster.read(device)
+        keep: set[str] = set()
+        for ask in sorted(self.asks, key=lambda ask: ask.rank(now, self.policy.ageing_seconds)):
+            if ask not in self.asks:  # refused a moment ago, together with another one
+                continue
+            if all(self.life(model).residency.state == "resident" for model in ask.models):
+                self._grant(ask, now)
+                continue
+            # Whoever came first keeps what it has got already while it waits for the rest.
+            keep |= set(ask.models)
+            for model in ask.models:
+                if ask in self.asks:
+                    self._provide(model, ask, frozenset(keep), now)
+
+    def _grant(self, ask: Ask, now: float) -> None:
+        self.asks.remove(ask)
+        for model in ask.models:
+            life = self.life(model)
+            if ask.client not in life.holders:
+                life.holders.add(ask.client)
+                life.residency.start()
+        self.used(ask.models)
+        self.tally.waits[PRIORITIES[ask.priority]].observe(max(now - ask.since, 0.0))
+        ask.client.granted(ask.id)
+
+    def _provide(self, model: str, ask: Ask, keep: frozenset[str], now: float) -> None:
+        life = self.life(model)
+        if life.device or life.work is not None:
+            ask.why = f"{model} is {life.state}"
+            return
+        if life.residency.state == "failed" and now < life.residency.retry_at:
+            self._refuse(model, self._failure(life, now))
+            return
+        demand = Demand(model, self._estimate(model), keep=keep)
+        decision = decide(demand, self.cluster, now)
+        ask.why = "; ".join(decision.reasons)
+        if decision.action == "wait" and self._never(ask):
+            decision = Decision("refuse", reasons=(f"{' and '.join(ask.models)} do not fit beside each other",))
+            ask.why = decision.reasons[0]
+        told = (ask.client.name, ask.id, model)
+        if decision.action != "wait" or told not in self._told:
+            self.tally.decisions[decision.action] += 1
+            self._told.add(told)
+        if decision.action == "refuse":
+            self._refuse(model, NoRoom(f"{model} cannot be loaded: {ask.why}."))
+        elif decision.action in ("load", "evict"):
+            self._make_room(decision, model)
+            self._place(life, decision, demand.base_mb, now)
+
+    def _never(self, ask: Ask) -> bool:
+        """Whether the models of one ask are too much for every device together."""
+        room = float(np.maximum(self.cluster.total - self.policy.margin_mb, 0.0).sum())
+        return len(ask.models) > 1 and sum(self._estimate(model) for model in ask.models) > room
+
+    def _estimate(self, model: str) -> int:
+        """MB that the model is expected to hold. One that was never measured gets what its family's largest holds, and never more
+        than a device has: it is loaded into an empty one then, and measured."""
+        kind = self.cluster.devices[0].kind if self.cluster.devices else "cpu"
+        measured = self._footprints.measured(kind)
+        if model in measured:
+            return measured[model]
+        family = self._machine.family(model)
+        kin = [mb for name, mb in measured.items() if self._machine.family(name) == family]
+        if kin:
+            return max(kin)
+        pinned = sum(r.base_mb for there in self.cluster.residents for r in there.values() if r.model in self.policy.pinned)
+        largest = float((self.cluster.total - self.policy.margin_mb).max(initial=0.0)) - pinned
+        return max(min(BASE_MB, math.floor(largest)), 1)
+
+    def _make_room(self, decision: Decision, model: str) -> None:
+        for victim in decision.evictions:
+            self.life(model).behind.add(victim)
+            self.evict(victim, "room")
+
+    def _place(self, life: Life, decision: Decision, base_mb: int, now: float) -> None:
+        """The model is in the plan from now on; its load begins when those that it displaces are gone."""
+        life.device, life.error, life.evicted = decision.device, None, ""
+        self.cluster.load(life.model, decision.at, base_mb, now)
+        log.info(
+            "placed",
+            extra={"model": life.model, "device": decision.device, "memory_mb": base_mb, "why": "; ".join(decision.reasons),
+                   "evicted": list(decision.evictions)},
+        )  # fmt: skip
+        self._begin_load(life)
+
+    def _begin_load(self, life: Life) -> None:
+        if life.work is None and not life.behind and life.residency.want(self.clock()) == "load":
+            self._start(life, self._load(life))
+
+    def evict(self, model: str, reason: str) -> None:
+        """The model leaves: at once where nobody holds it, else as soon as everybody has given it back."""
+        life = self.life(model)
+        if life.residency.state != "resident":
+            return
+        for at in list(self.cluster.homes(model)):
+            if reason == "room":  # its place in the plan is taken by the model that waits for it
+                self.cluster.remove(model, at)
+            else:
+                self.cluster.depart(model, at)
+        self.tally.evictions[reason] += 1
+        life.evicted = reason
+        life.residency.evict(life.memory_mb, self.clock())
+        for client in list(life.holders):
+            client.recall(model)
+        self.go_on(life)
+
+    def go_on(self, life: Life) -> None:
+        """Begins the unload that nobody stands in the way of any more."""
+        if life.residency.state == "unloading" and life.work is None:
+            self._start(life, self._unload(life))
+
+    def departed(self, model: str) -> None:
+        """The loads that waited for its memory begin."""
+        for life in self.lives.values():
+            if model in life.behind:
+                life.behind.discard(model)
+                self._begin_load(life)
+
+    def refuse(self, model: str) -> None:
+        """Those who wait for a model whose load has failed are told."""
+        self._refuse(model, self._failure(self.life(model), self.clock()))
+
+    async def bring(self, model: str) -> None:
+        """Loads a model where there is room for it, beside those that are there.
+
+        Raises:
+            NoRoom: there is none now.
+            ForcegateError: its load failed.
+        """
+        life = self.life(model)
+        if not life.device:
+            while (decision := decide(Demand(model, self._estimate(model)), self.cluster, self.clock())).action != "load":
+                # What is being loaded may turn out to be smaller than was thought.
+                if any(other.state == "loading" for other in self.lives.values()):
+                    await asyncio.sleep(0.05)
+                    continue
+                raise NoRoom(f"{model} has no room beside the others.", "It is loaded when it is asked for.")
+            self.tally.decisions["load"] += 1
+            self._place(life, decision, self._estimate(model), self.clock())
+        while life.residency.state == "loading":  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        if life.error is not None:
+            raise life.error
+
+    async def departure(self, life: Life) -> None:
+        """Returns when a model that is on its way out is gone."""
+        while life.residency.state in ("leaving", "unloading", "settling", "stuck"):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+    def _refuse(self, model: str, error: ForcegateError) -> None:
+        for ask in [ask for ask in self.asks if model in ask.models]:
+            self.asks.remove(ask)
+            ask.client.refused(ask.id, error)
+
+    def _failure(self, life: Life, now: float) -> ForcegateError:
+        """What callers are told while a failed load is not tried again."""
+        error = life.error or ModelNotReady(f"The model {life.model!r} could not be loaded.")
+        if not error.retryable:
+            return error
+        again = max(math.ceil(life.residency.retry_at - now), 1)
+        told = ModelNotReady(
+            f"The model {life.model!r} could not be loaded: {error.detail}",
+            f"It is tried again after {again} s. {error.hint}".strip(),
+        )
+        told.retry_after = again
+        return told
+
+    def relieve(self, newest: str = "") -> None:
+        """Evicts where models have come to hold more than there is, the least recently used first, ``newest`` last."""
+        for at, there in enumerate(self.cluster.residents):
+            loaded = [r for r in there.values() if r.loaded and r.model not in self.policy.pinned]
+            for resident in sorted(loaded, key=lambda r: (r.model == newest, r.last_used)):
+                if float(self.cluster.total[at] - self.policy.margin_mb - self.cluster.held[at]) >= 0 or len(there) < 2:
+                    break
+                self.evict(resident.model, "over budget")
+
+    def tick(self) -> None:
+        """Time has passed: measurements, models that nobody asks for, devices that come back."""
+        now = self.clock()
+        for life in list(self.lives.values()):
+            self.measure(life)
+        for device in self.cluster.devices:
+            health = self.ward.of(device.id)
+            health.tick(now)
+            self.cluster.bar(device.id, "" if health.takes_work else f"{health.state}: {health.reason}")
+        if self.active:
+            self.relieve()
+            for _, model in eviction.expired(self.cluster, now):
+                self.evict(model, "idle")
+            self._told &= {(ask.client.name, ask.id, model) for ask in self.asks for model in ask.models}
+        self.step()
+
+    def adopt(self, model: str, device: str, dtype: str = "") -> None:
+        """The model is there although nobody here has loaded it: at the start, or by Triton's own interface."""
+        life, now = self.life(model), self.clock()
+        if life.device or life.work is not None or device not in self.cluster.position:
+            return
+        life.device, life.dtype, life.evicted, life.error = device, dtype, "", None
+        life.residency.want(now)
+        life.residency.state, life.residency.failures = "resident", 0
+        self.cluster.load(model, self.cluster.position[device], self._estimate(model), now, ready=True)
+        self.measure(life)
+
+    def lost(self, model: str, why: str) -> None:
+        """The model is gone although nobody here has unloaded it."""
+        life = self.life(model)
+        if life.work is not None or not life.device:
+            return
+        for at in list(self.cluster.homes(model)):
+            self.cluster.remove(model, at)
+        for client in list(life.holders):
+            client.recall(model)
+        life.holders.clear()
+        life.residency.gone(self.clock())
+        life.device, life.memory_mb, life.evicted = "", 0, why
+        self.departed(model)
+
+    def _quarantined(self, device: str, why: str) -> None:
+        self.tally.quarantines += 1
+        log.error("device is in quarantine", extra={"device": device, "why": why})
+        self.empty(device, "drain")
+
+    def empty(self, device: str, reason: str) -> None:
+        """Everything leaves a device; what is asked for again is placed elsewhere."""
+        health = self.ward.of(device)
+        self.cluster.bar(device, "" if health.takes_work else f"{health.state}: {health.reason}")
+        for model in [life.model for life in self.lives.values() if life.device == device]:
+            self.evict(model, reason)
+
+    async def close(self) -> None:
+        """Nothing is begun any more; what is under way is left to Triton's own end."""
+        self.active = False
+        work = [life.work for life in self.lives.values() if life.work is not None]
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)

@@ -1,0 +1,272 @@
+"""The owner of the residents in the supervisor: carries its decisions out through Triton, and tells it what is really there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any, Final
+
+from forcefields.catalogue import Catalogue
+from forcegate.errors import NotFound, ServerUnavailable, UnknownModel
+from frontend.scheduler import profile as profiles
+from frontend.scheduler.device import Device
+from frontend.scheduler.footprint import Footprints
+from frontend.scheduler.inventory import Inventory, readers
+from frontend.scheduler.life import Ask
+from frontend.scheduler.owner import Owner
+from frontend.scheduler.policy import PRIORITIES, Policy
+from frontend.scheduler.server import Server
+from frontend.settings import Settings
+from frontend.supervisor.watch import ModelWatch
+from frontend.triton.control import ModelState, TritonControl
+from frontend.triton.reports import resident_mb
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS: Final = 2.0
+LOOK_SECONDS: Final = 1.0
+
+Bring = Callable[[str, str, list[dict[str, Any]]], Awaitable[None]]
+"""Loads the named model in a dtype with an instance_group, and sends a canary."""
+
+
+class Residents:
+    """See the module. ``start`` before anything else.
+
+    Args:
+        watch: brings models back whose process dies; it is told which ones should be there.
+    """
+
+    owner: Owner
+
+    def __init__(self, settings: Settings, catalogue: Catalogue, control: TritonControl, watch: ModelWatch, bring: Bring) -> None:
+        self._settings, self._catalogue, self._control, self._watch, self._bring = settings, catalogue, control, watch, bring
+        self.inventory = Inventory(readers())
+        self._read_at = self._looked_at = float("-inf")
+        self.groups: dict[str, list[dict[str, Any]]] = {}
+        """The instance_group of each model that was placed here, for when it has to be brought back."""
+
+    @property
+    def active(self) -> bool:
+        """Whether models are loaded and unloaded by themselves."""
+        return self._settings.scheduler == "on"
+
+    async def start(self) -> Server:
+        """Reads the devices, and makes the owner and its server."""
+        await self.inventory.refresh()
+        settings = self._settings
+        footprints = Footprints(settings.state / "footprints.json")
+        self.owner = Owner(self, self.devices, self._policy(), footprints, self.active, settings.scheduler_load_seconds)
+        commands = {
+            "load": self._load,
+            "unload": self._unload,
+            "drain": self._drain,
+            "quarantine": self._drain,
+            "return": self._return,
+        }
+        return Server(self.owner, settings.state, self._observe, self.state, commands)
+
+    def _policy(self) -> Policy:
+        """That of a CPU or a GPU, with the settings in place of what they say."""
+        settings = self._settings
+        cpu = all(device.kind == "cpu" for device in self.inventory.devices)
+        profile = profiles.load("cpu" if cpu else "gpu1")
+        made = profiles.policy(profile, self._catalogue, self.inventory.devices)
+        return replace(
+            made,
+            # A budget that a person has set is exact.
+            margin_mb=0 if settings.scheduler_memory_gb and cpu else made.margin_mb,
+            idle_seconds=settings.scheduler_idle_seconds,
+            models_per_device=settings.scheduler_models_per_device or made.models_per_device,
+            pinned=frozenset(self._catalogue.resolve(name).name for name in settings.scheduler_pinned),
+        )
+
+    def devices(self) -> list[Device]:
+        """The newest readings. A CPU with a budget is as large as that, and what models hold is all that counts of it."""
+        budget = round(self._settings.scheduler_memory_gb * 1024)
+        return [
+            replace(device, memory_total_mb=budget, memory_used_mb=self._all_mb()) if budget and device.kind == "cpu" else device
+            for device in self.inventory.devices
+        ]
+
+    def _all_mb(self) -> int:
+        return sum(resident_mb(pid) or 0 for pid in self._watch.processes)
+
+    # What the owner asks for.
+
+    async def load(self, model: str, device: Device, dtype: str) -> None:
+        """See ``Machine``."""
+        group: dict[str, Any] = {"kind": "KIND_CPU", "count": 1}
+        if device.kind != "cpu":
+            group = {"kind": "KIND_GPU", "count": 1, "gpus": [device.index]}
+        self.groups[model] = [group]
+        variant = self._catalogue.resolve(model)
+        dtype = dtype or variant.dtype
+        await self._bring(model, dtype, [group])
+        self._watch.wanted[model] = dtype
+
+    async def unload(self, model: str) -> None:
+        """See ``Machine``."""
+        self._watch.wanted.pop(model, None)
+        await self._control.unload(model)
+
+    def held_mb(self, model: str, device: Device) -> int:
+        """See ``Machine``. On the CPU it is resident memory, pages that processes share counted for each: too much rather than too
+        little."""
+        self._watch.refresh()
+        pids = self._watch.processes_of(model)
+        if device.kind == "cpu":
+            return sum(resident_mb(pid) or 0 for pid in pids)
+        newest = next((each for each in self.inventory.devices if each.id == device.id), device)
+        return sum(process.memory_mb or 0 for process in newest.processes if process.pid in pids)
+
+    def end(self, model: str) -> None:
+        """See ``Machine``."""
+        self._watch.wanted.pop(model, None)
+        for pid in self._watch.processes_of(model):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def family(self, model: str) -> str:
+        """See ``Machine``."""
+        try:
+            return self._catalogue.resolve(model).family
+        except UnknownModel:
+            return ""
+
+    # What is really there.
+
+    async def _observe(self) -> None:
+        now = time.monotonic()
+        if now - self._read_at >= REFRESH_SECONDS:
+            self._read_at = now
+            await self.inventory.refresh(0.5)
+        if now - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = now
+        with suppress(ServerUnavailable):  # it is being restarted, and its models are brought back
+            states = await self._control.states()
+            for name in self._catalogue.variants:
+                self._compare(name, states.get(name))
+
+    def _compare(self, name: str, found: ModelState | None) -> None:
+        """Tells the owner of a model that has come or gone without it."""
+        life = self.owner.lives.get(name)
+        if found is not None and found.state == "READY":
+            self.owner.adopt(name, self._device_of(name), self._watch.wanted.get(name, ""))
+            return
+        gone = (found is None or found.state == "UNAVAILABLE") and name not in self._watch.wanted
+        if gone and life is not None and life.residency.state == "resident":
+            self.owner.lost(name, "asked" if found is not None and found.reason == "unloaded" else "lost")
+
+    def _device_of(self, model: str) -> str:
+        """The device that a model's processes are on."""
+        devices = self.inventory.devices
+        pids = set(self._watch.processes_of(model))
+        on = [device.id for device in devices if any(process.pid in pids for process in device.processes)]
+        return on[0] if on else devices[0].id if devices else ""
+
+    async def prewarm(self, model: str, dtype: str) -> None:
+        """Loads a model of the start, where there is room without unloading another one.
+
+        Raises:
+            NoRoom: there is none; it is loaded when it is asked for.
+            ForcegateError: it cannot be used.
+        """
+        self.owner.life(model).dtype = dtype
+        await self.owner.bring(model)
+
+    # What people ask for.
+
+    async def _load(self, message: Mapping[str, Any]) -> None:
+        """The model shall run in this dtype; whoever asks for it next gets it so."""
+        variant = self._catalogue.resolve(str(message.get("model")))
+        life, dtype = self.owner.life(variant.name), str(message.get("dtype") or "")
+        life.residency.retry_at = float("-inf")  # a person may have put right what was wrong
+        if dtype and dtype != (life.dtype or variant.dtype):
+            life.dtype = variant.with_dtype(dtype).dtype
+            self.owner.evict(variant.name, "asked")
+
+    async def _unload(self, message: Mapping[str, Any]) -> None:
+        name = self._catalogue.resolve(str(message.get("model"))).name
+        life = self.owner.life(name)
+        self.owner.evict(name, "asked")
+        await self.owner.departure(life)
+
+    async def _drain(self, message: Mapping[str, Any]) -> None:
+        device = self._known(message)
+        health = self.owner.ward.of(device)
+        health.drain() if message["what"] == "drain" else health.quarantine()
+        self.owner.empty(device, "drain")
+
+    async def _return(self, message: Mapping[str, Any]) -> None:
+        self.owner.ward.of(self._known(message)).give_back()
+        self.owner.tick()
+
+    def _known(self, message: Mapping[str, Any]) -> str:
+        device = str(message.get("device"))
+        if device not in self.owner.cluster.position:
+            raise NotFound(f"There is no device {device[:60]!r}.", "GET /api/v1/scheduler/devices lists them.")
+        return device
+
+    # What is told.
+
+    def state(self) -> dict[str, Any]:
+        """Devices, models, queue and counts, as all clients are told."""
+        owner, now = self.owner, self.owner.clock()
+        used = {name: r.last_used for there in owner.cluster.residents for name, r in there.items()}
+        asks = sorted(owner.asks, key=lambda ask: ask.rank(now, owner.policy.ageing_seconds))
+        return {
+            "active": self.active,
+            "devices": [self._device(device) for device in owner.cluster.devices],
+            "models": {
+                name: life.as_dict(now, used.get(name), name in owner.policy.pinned) for name, life in sorted(owner.lives.items())
+            },
+            "queue": [_asked(ask, place, now) for place, ask in enumerate(asks, 1)],
+            "stats": owner.tally.as_dict(),
+            "config": _plain(asdict(owner.policy)) | {"active": self.active, "load_seconds": self._settings.scheduler_load_seconds},
+        }
+
+    def _device(self, device: Device) -> dict[str, Any]:
+        owner, at = self.owner, self.owner.cluster.position[device.id]
+        health = owner.ward.of(device.id)
+        there = [life for life in owner.lives.values() if life.device == device.id]
+        return {
+            "id": device.id,
+            "index": device.index,
+            "kind": device.kind,
+            "name": device.name,
+            "memory_total_mb": device.memory_total_mb,
+            "memory_used_mb": device.memory_used_mb,
+            "memory_free_mb": device.memory_free_mb,
+            "memory_planned_mb": int(owner.cluster.held[at]),
+            "memory_models_mb": sum(life.memory_mb for life in there),
+            "utilization": device.utilization,
+            "temperature": device.temperature,
+            "state": health.state,
+            "fault": owner.cluster.fault(at) or None,
+            "models": sorted(life.model for life in there if life.state in ("resident", "leaving")),
+            "in_flight": sum(len(life.holders) for life in there),
+        }
+
+
+def _asked(ask: Ask, place: int, now: float) -> dict[str, Any]:
+    return {
+        "position": place,
+        "models": list(ask.models),
+        "priority": PRIORITIES[ask.priority],
+        "waited_seconds": round(max(now - ask.since, 0.0), 2),
+        "client": ask.client.name,
+        "why": ask.why,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value

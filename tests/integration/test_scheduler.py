@@ -1,0 +1,157 @@
+"""Eight models in the memory of three, with a real Triton: whoever names one gets its answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.service import ROOT, RunningService, serving, wait_until
+
+DIMER = {"symbols": ["Ar", "Ar"], "positions": [[0, 0, 0], [0, 0, 3.8]]}
+NAMES = [f"analytic-{k}" for k in range(8)]
+BUDGET_MB = 1024
+"""A model of this family holds about 290 MB."""
+CLIENTS, REQUESTS = 16, 3
+
+
+def families(folder: Path) -> Path:
+    """A family of eight Lennard-Jones models, each k + 1 times as deep as the first, and one whose load fails."""
+    own = folder / "families" / "analytic"
+    own.mkdir(parents=True)
+    faulty = (ROOT / "tests" / "families" / "faulty" / "family.toml").read_text().replace('"Faulty"', '"Analytic"')
+    text = faulty.partition("[[variant]]")[0].replace('name = "faulty"', 'name = "analytic"')
+    for k, name in enumerate(NAMES):
+        data = json.dumps({"symbol": "Ar", "epsilon_eV": 0.01 * (k + 1), "sigma_A": 3.4, "cutoff_A": 8.5}).encode()
+        (own / f"{name}.json").write_bytes(data)
+        text += (
+            f'\n[[variant]]\nname = "{name}"\naliases = []\nsummary = "Number {k}"\n\n[variant.checkpoint]\nfile = "argon.json"\n'
+            f'sha256 = "{hashlib.sha256(data).hexdigest()}"\nsource = "family"\npath = "{name}.json"\n'
+        )
+    (own / "family.toml").write_text(text.replace('elements = "2,18,43,61,84-87"', 'elements = "18"'))
+    (own / "adapter.py").write_text(
+        '"""Lennard-Jones."""\n\nfrom forcefields.lennard_jones.adapter import LennardJones\n\nADAPTER = LennardJones\n'
+    )
+    return own.parent
+
+
+def resident_mb(service: RunningService) -> tuple[float, int]:
+    """Resident memory of all model processes together, and how many there are."""
+    found = []
+    for process in service.tritonserver().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.name().startswith("triton_python_b") and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.memory_info().rss / 2**20)
+    return sum(found), len(found)
+
+
+@contextmanager
+def measured(service: RunningService) -> Iterator[list[tuple[float, int]]]:
+    """What ``resident_mb`` gave while the block ran."""
+    readings: list[tuple[float, int]] = []
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(0.05):
+            readings.append(resident_mb(service))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield readings
+    finally:
+        stop.set()
+        thread.join()
+
+
+def number(service: RunningService, name: str) -> float:
+    """A metric of the scheduler, summed over its labels."""
+    lines = httpx.get(f"{service.url}/metrics", timeout=10).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].partition(" ")[0] == name)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    folder = tmp_path_factory.mktemp("scheduler")
+    options = {"scheduler": "on", "scheduler_memory_gb": BUDGET_MB / 1024, "gateways": 2, "deadline_seconds": 120}
+    with serving(folder / "state", NAMES[:1], families=families(folder), **options) as running:
+        yield running
+
+
+def ask(service: RunningService, model: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    body = {"model_name": model, "atoms": DIMER}
+    return httpx.post(f"{service.url}/api/v1/single_point", json=body, headers=headers, timeout=150)
+
+
+def test_a_random_stream_over_eight_models_in_the_memory_of_three(small: RunningService) -> None:
+    one = ask(small, NAMES[0]).json()["energy"]
+    assert one < 0
+
+    def client(seed: int) -> list[tuple[int, httpx.Response]]:
+        draw = random.Random(seed)
+        picked = [draw.randrange(len(NAMES)) for _ in range(REQUESTS)]
+        return [(k, ask(small, NAMES[k])) for k in picked]
+
+    with measured(small) as readings, ThreadPoolExecutor(CLIENTS) as pool:
+        answers = [each for of_client in pool.map(client, range(CLIENTS)) for each in of_client]
+    assert [response.text for _, response in answers if response.status_code != 200] == []
+    for k, response in answers:
+        assert response.json()["energy"] == pytest.approx((k + 1) * one, rel=1e-9)
+        assert response.json()["provenance"]["model"] == NAMES[k]
+    assert max(held for held, _ in readings) <= BUDGET_MB
+    assert max(count for _, count in readings) == 3
+    assert len({k for k, _ in answers}) == len(NAMES)
+    loads = number(small, "forcegate_scheduler_loads_total")
+    assert loads < 0.6 * len(answers), "sixteen clients wait for eight models, so that each load serves several"
+    assert number(small, "forcegate_scheduler_not_given_back_total") == 0
+    # Every eviction gave its memory back: what is there now are the models that are resident, and no more.
+    assert resident_mb(small)[1] <= 3
+    wait_until(
+        lambda: number(small, "forcegate_model_memory_mb") == pytest.approx(resident_mb(small)[0], rel=0.02), "memory is not told"
+    )
+
+
+def test_a_gateway_that_is_killed_in_the_middle_of_a_load_leaves_nothing_behind(small: RunningService) -> None:
+    gateways = [p for p in small.descendants() if "frontend.gateway" in p.cmdline()]
+    idle = [name for name in NAMES if not any(f"/{name}/1/model.py" in " ".join(p.cmdline()) for p in small.descendants())]
+    before = len(small.log("supervisor"))
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(ask, small, idle[0])
+        wait_until(lambda: f'"model": "{idle[0]}"' in small.log("supervisor")[before:], "no load was begun")
+        for gateway in gateways:
+            gateway.kill()
+        with pytest.raises(httpx.HTTPError):
+            waiting.result()
+    assert ask(small, idle[0]).status_code == 200
+    assert ask(small, idle[1]).status_code == 200
+    assert resident_mb(small)[0] <= BUDGET_MB
+
+
+def test_a_device_that_is_drained_is_emptied_and_takes_models_again_when_it_is_returned(small: RunningService) -> None:
+    url = f"{small.url}/api/v1/scheduler"
+    assert ask(small, NAMES[0]).status_code == 200
+    status = httpx.get(f"{small.url}/gpu-status").json()
+    assert (status["gpu_available"], status["count"], status["devices"][0]["memory_total_mb"]) == (False, 1, BUDGET_MB)
+    drained = httpx.post(f"{url}/devices/cpu/drain", timeout=70)
+    assert drained.json()["devices"][0]["state"] == "draining"
+    wait_until(lambda: resident_mb(small)[1] == 0, "models stayed")
+    late = ask(small, NAMES[0], {"X-Forcegate-Timeout": "2"})
+    assert (late.status_code, late.json()["code"], late.json()["retryable"]) == (503, "model_not_ready", True)
+    assert int(late.headers["Retry-After"]) >= 1
+    assert httpx.post(f"{url}/devices/cpu/return", timeout=70).json()["devices"][0]["state"] == "serving"
+    assert ask(small, NAMES[0]).status_code == 200
+    assert httpx.post(f"{url}/devices/nothing/drain", timeout=70).status_code == 404
+
+    def state() -> str:
+        return next(m["state"] for m in httpx.get(f"{url}/devices").json()["models"] if m["model"] == NAMES[0])
+
+    wait_until(lambda: state() == "resident", "its state is not told")
