@@ -90,6 +90,8 @@ def test_all_displacements_go_out_together() -> None:
     batches: list[int] = []
 
     class Counting(OneByOne):
+        parallel = 8
+
         def evaluate(self, structures: Sequence[Atoms]) -> list[Point]:
             batches.append(len(structures))
             return super().evaluate(structures)
