@@ -9,7 +9,8 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import forcegate
 from forcegate.errors import ForcegateError, InvalidRequest, MethodNotAllowed, NotFound
@@ -24,7 +25,7 @@ from frontend.settings import Settings
 class Gateway(FastAPI):
     """The application; its OpenAPI document is completed by ``frontend.documentation``."""
 
-    front: EveryRequest
+    front: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; ``front`` is around everything, the framework's own layers too."""
@@ -64,6 +65,14 @@ def create_app(settings: Settings) -> Gateway:
     app.front = EveryRequest(
         super(Gateway, app).__call__, parts.metrics, calculations.DIRECT, _typed, parts.admit if parts.gatekeeper else None
     )
+    if settings.cors_origins:
+        app.front = CORSMiddleware(
+            app.front,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("Authorization", "X-API-Key", "Content-Type", "Accept", "Last-Event-ID", "X-Request-ID"),
+            expose_headers=("X-Request-ID", "Retry-After", "Location"),
+        )
     for routes in (service, models, scheduler, calculations, waited, tasks, task_files, pages):
         app.include_router(routes.router)
     return app

@@ -39,7 +39,7 @@ async def single_point(service: Service, task: SinglePoint, call: Call) -> dict[
         ForcegateError: see ``Directory.facts`` and ``Evaluator.evaluate``.
     """
     call.structures, call.atoms = 1, len(task.structure)
-    with service.admission.hold(1):
+    with service.hold(1, call):
         async with _using(service, task.model, task.options.head, task.options, call) as asked:
             call.model = asked.facts.model
             result = await _evaluate(service, asked, task.structure, task.options, call)
@@ -56,7 +56,7 @@ async def batch(service: Service, task: Batch, call: Call) -> dict[str, Any]:
     call.structures = len(task.structures)
     call.atoms = sum(len(entry) for entry in task.structures if isinstance(entry, Structure))
     entries = [(index, entry) for index, entry in enumerate(task.structures) if isinstance(entry, Structure)]
-    with service.admission.hold(len(task.structures)):
+    with service.hold(len(task.structures), call):
         async with _using(service, task.model, task.options.head, task.options, call) as asked:
             call.model = asked.facts.model
             evaluated = await _evaluate_all(service, asked, entries, task.options, call)
@@ -93,7 +93,7 @@ async def multi_model(service: Service, task: MultiModel, call: Call) -> dict[st
         raise UnsupportedTask(f"The task {task.task[:40]!r} cannot be compared over models.")
     _refuse_duplicates(service, task)
     call.structures, call.atoms = len(task.models), len(task.structure) * len(task.models)
-    with service.admission.hold(len(task.models)):
+    with service.hold(len(task.models), call):
         answers = await evaluation.together(*(_one_of_many(service, task, name, call) for name in task.models))
     outcomes = [outcome for _, outcome in answers if outcome is not None]
     comparison = await asyncio.to_thread(merge.compare, task.structure.numbers, outcomes, _outside(service, task))

@@ -51,6 +51,7 @@ def main(given: Sequence[str] = ()) -> int:
     # are not JSON. It reads this when it is imported.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from frontend.app import create_app
+    from frontend.connections import Connection
 
     app = create_app(values)
     # What is there now stays for ever, and need not be looked through for garbage again and again.
@@ -63,7 +64,9 @@ def main(given: Sequence[str] = ()) -> int:
             host=values.host,
             port=values.port,
             loop="uvloop",
-            http="httptools",
+            http=Connection,
+            ssl_certfile=values.tls_certificate or None,
+            ssl_keyfile=values.tls_key or None,
             lifespan="on",
             log_config=None,
             access_log=False,  # frontend.middleware writes it, with the request's id

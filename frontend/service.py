@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import cast
 
 from starlette.requests import Request
@@ -21,6 +21,7 @@ from frontend.requests import Limits
 from frontend.scheduler.follower import Follower
 from frontend.security.access import Gatekeeper
 from frontend.security.keys import KeyStore
+from frontend.security.limits import KeyLimits
 from frontend.security.listening import keys_needed
 from frontend.settings import Settings
 from frontend.tasks.queue import DurableTasks
@@ -61,6 +62,7 @@ class Service:
         self._queues: dict[str, ModelQueue] = {}
         self._estimators: dict[str, tuple[Cost | None, Estimator]] = {}
         self.decoder = Decoder(Limits(max_batch=settings.max_batch, max_atoms=settings.max_atoms))
+        self.limits = KeyLimits(settings)
         self.gatekeeper = Gatekeeper(KeyStore(settings), settings.metrics_open) if keys_needed(settings) else None
         self.references: dict[tuple[str, str, int], float] = {}
         """Energies of isolated atoms, eV, by checkpoint with its dtype, head and atomic number; they never change."""
@@ -101,9 +103,21 @@ class Service:
             await control.close()
 
     async def admit(self, scope: Scope, call: Call) -> None:
-        """Lets a request in by its key; see ``Gatekeeper.admit``."""
+        """Lets a request in by its key; see ``Gatekeeper.admit`` and ``KeyLimits.request``."""
         assert self.gatekeeper is not None
         await self.gatekeeper.admit(scope, call)
+        if call.key is not None:
+            self.limits.request(call.key)
+
+    @contextmanager
+    def hold(self, structures: int, call: Call) -> Iterator[None]:
+        """Counts structures as in flight, of the request's key and of the gateway, while the block runs.
+
+        Raises:
+            Overloaded, InvalidRequest: see ``KeyLimits.hold`` and ``Admission.hold``.
+        """
+        with self.limits.hold(call.key, structures), self.admission.hold(structures):
+            yield
 
     @asynccontextmanager
     async def using(self, models: Sequence[str], call: Call) -> AsyncIterator[None]:

@@ -129,6 +129,20 @@ class Settings(BaseSettings):
         description="Whether requests need an API key (docs/security.md): `auto` where the gateway listens beyond loopback, which "
         "it does not do without.",
     )
+    key_requests_per_second: float = Field(
+        100.0,
+        ge=0,
+        description="Requests a second that one API key may send, and twice as many at once; beyond it answers 429; 0 is no limit.",
+    )
+    key_structures: int = Field(
+        1024, ge=0, description="Structures that one API key may have in flight; beyond it answers 429; 0 is no limit."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins whose pages may use the gateway from a browser (CORS), separated by commas; none by default.",
+    )
+    tls_certificate: str = Field("", description="PEM file of a certificate with its chain: the gateway then speaks HTTPS alone.")
+    tls_key: str = Field("", description="PEM file of that certificate's private key.")
     triton_key: str = Field(
         "",
         repr=False,
@@ -176,7 +190,7 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(30.0, ge=0, description="Time that requests in flight get to finish when the service stops.")
 
-    @field_validator("models", "scheduler_pinned", mode="before")
+    @field_validator("models", "scheduler_pinned", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value

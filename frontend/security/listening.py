@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 import time
 
 from forcegate.errors import SetupError
@@ -28,8 +29,9 @@ def check(settings: Settings) -> None:
     """That a service that others can reach asks for keys, and that there is one.
 
     Raises:
-        SetupError: it does not, or there is none; the hint says how to make one.
+        SetupError: it does not, or there is none; the hint says how to make one. Or the files of its certificate cannot be used.
     """
+    _check_certificate(settings)
     if not keys_needed(settings):
         if on_loopback(settings.host):
             return
@@ -46,3 +48,15 @@ def check(settings: Settings) -> None:
             raise SetupError("The gateway asks for API keys, and there is no valid one.", CREATE)
     finally:
         store.close()
+
+
+def _check_certificate(settings: Settings) -> None:
+    if not settings.tls_certificate and not settings.tls_key:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except OSError as error:
+        raise SetupError(
+            f"The gateway's certificate cannot be used: {error.strerror or error}.",
+            f"{PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_KEY name PEM files that belong together, and that this user can read.",
+        ) from None

@@ -193,7 +193,8 @@ def _table(outcomes: list[Loaded]) -> Table:
 def address(settings: Settings) -> str:
     """The URL at which this machine reaches the gateway: a wildcard is an address to listen on, not one to go to."""
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    scheme = "https" if settings.tls_certificate else "http"
+    return f"{scheme}://[{host}]:{settings.port}" if ":" in host else f"{scheme}://{host}:{settings.port}"
 
 
 def _where_to_go(settings: Settings, outcomes: list[Loaded]) -> Iterator[str]:

@@ -53,7 +53,7 @@ def answered(dispersion: str) -> tuple[dict[str, Any], FaultyTriton]:
         service: Any = SimpleNamespace(
             directory=directory,
             evaluator=evaluator,
-            admission=Admission(8, 1 << 20),
+            hold=lambda structures, _call: Admission(8, 1 << 20).hold(structures),
             queue=queues.__getitem__,
             estimator=lambda _model: Estimator(None, 5.0, 128),
         )
