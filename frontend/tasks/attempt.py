@@ -18,6 +18,7 @@ from forcegate.calculations.states import Checkpoint, State
 from frontend.settings import Settings
 from frontend.tasks.context import Ended
 from frontend.tasks.queue import folder
+from frontend.tasks.residency import HeldForces, Holder
 from frontend.tasks.tables import PARTS, STATES, TASKS, inserting, writing
 from frontend.tasks.task import Status
 
@@ -63,6 +64,8 @@ class Attempt:
         self.heard = self.claimed
         """When its calculation last told of a step or said something."""
         self.ended_at = 0.0
+        self.holder: Holder | None = None
+        """Keeps models loaded for calls; None where the scheduler is off."""
         self._engine, self._settings = engine, settings
         self._unsure = min(settings.task_beat_seconds, settings.task_lease_seconds / 3)
         self._reason: Reason | None = None
@@ -194,7 +197,10 @@ class Attempt:
 
     def forces(self, model: str, head: str | None, dispersion: str) -> Forces:
         """See ``Context``."""
-        return Served(model, self._settings.grpc_address, head=head, dispersion=dispersion)
+        address = self._settings.grpc_address
+        if self.holder is not None:
+            return HeldForces(self.holder, model, address, head=head, dispersion=dispersion)
+        return Served(model, address, head=head, dispersion=dispersion)
 
     def _write(self, what: str, write: Callable[[sa.Connection], None]) -> None:
         """A transaction of this attempt. A database that is away costs what would have been kept, not the calculation.

@@ -15,7 +15,7 @@ from forcegate.errors import ForcegateError, InvalidRequest, ModelNotReady, Unkn
 from forcegate.structure import Structure
 from frontend.requests import require_head
 from frontend.tasks.submission import Submission
-from frontend.triton.directory import LOADING, Directory
+from frontend.triton.directory import LOADABLE, LOADING, Directory
 
 ANY_SIZE = physics.Limits(sys.maxsize, sys.maxsize)
 """What fits depends on the device, and is for the model to say; the body's own limit has been looked at."""
@@ -119,7 +119,7 @@ def _require_ready(directory: Directory, name: str) -> None:
     try:
         directory.facts(name)
     except ModelNotReady:
-        if directory.entry(name).state != LOADING:
+        if directory.entry(name).state not in ((LOADING, LOADABLE) if directory.on_demand else (LOADING,)):
             raise
 
 

@@ -31,6 +31,7 @@ from frontend.tasks.kinds import KINDS
 from frontend.tasks.leases import Leases
 from frontend.tasks.ledger import Ledger
 from frontend.tasks.queue import open_database
+from frontend.tasks.residency import Holder
 from frontend.tasks.task import Status
 from frontend.tasks.worker_metrics import WorkerMetrics, exported
 
@@ -64,6 +65,7 @@ class Worker:
         self._leases = Leases(self._ledger, settings, name)
         self._deliveries = Deliveries(self._engine, settings.callback_private, self._ledger.clock)
         self._consumer = Consumer(self._engine, name, settings.task_concurrency, self._carry_out)
+        self._holder = Holder(settings.state) if settings.scheduler == "on" else None
         self._attempts: dict[str, Attempt] = {}
         self._lock = threading.Lock()
         self._metrics = WorkerMetrics(settings.task_concurrency, self._running)
@@ -118,6 +120,7 @@ class Worker:
         attempt = self._persist(lambda: self._leases.claim(task, dispatch))
         if attempt is None:
             return
+        attempt.holder = self._holder
         with self._lock:
             self._attempts[task] = attempt
         if self._stopping.is_set():

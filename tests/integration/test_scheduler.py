@@ -120,6 +120,28 @@ def test_a_random_stream_over_eight_models_in_the_memory_of_three(small: Running
     )
 
 
+def test_tasks_load_the_models_that_they_name(small: RunningService) -> None:
+    crystal = {"symbols": ["Ar"], "positions": [[0, 0, 0]], "cell": [[0, 2.7, 2.7], [2.7, 0, 2.7], [2.7, 2.7, 0]]}
+
+    def task(model: str) -> str:
+        body = {"model_name": model, "atoms": crystal, "fmax": 0.001}
+        answer = httpx.post(f"{small.url}/api/v1/tasks/optimization", json=body, timeout=60)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["task_id"])
+
+    def status(identifier: str) -> str:
+        return str(httpx.get(f"{small.url}/api/v1/tasks/{identifier}", timeout=60).json()["status"])
+
+    evicted = number(small, "forcegate_scheduler_evictions_total")
+    tasks = [task(model) for model in NAMES[:4]]
+    wait_until(lambda: all(status(each) not in ("QUEUED", "RUNNING") for each in tasks), "tasks that do not end", 120)
+    results = [httpx.get(f"{small.url}/api/v1/tasks/{each}/result", timeout=60).json() for each in tasks]
+    assert all(result["converged"] for result in results), results
+    depths = [result["final_energy"] / results[0]["final_energy"] for result in results]
+    assert depths == pytest.approx([1, 2, 3, 4], rel=1e-3)
+    assert number(small, "forcegate_scheduler_evictions_total") > evicted, "four do not fit together"
+
+
 def test_a_gateway_that_is_killed_in_the_middle_of_a_load_leaves_nothing_behind(small: RunningService) -> None:
     gateways = [p for p in small.descendants() if "frontend.gateway" in p.cmdline()]
     idle = [name for name in NAMES if not any(f"/{name}/1/model.py" in " ".join(p.cmdline()) for p in small.descendants())]

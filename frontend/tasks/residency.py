@@ -1,0 +1,107 @@
+"""Forces for tasks where the scheduler is on: each call holds its model, so that it is loaded first and stays until the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from ase import Atoms
+
+from forcefields import catalogue as catalogues
+from forcegate.calculations.forces import Point, Served
+from forcegate.calculator import ForcegateCalculator
+from forcegate.dispersion import correction
+from frontend.scheduler.follower import Follower
+
+WAIT_SECONDS: Final = 60.0
+"""How long one call waits for its model before the task pauses and goes on later."""
+CONNECT_SECONDS: Final = 5.0
+
+
+class Holder:
+    """One worker's connection to the owner of the residents, for calls from threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._loop = asyncio.new_event_loop()
+        self._follower = Follower(folder, "worker")
+        threading.Thread(target=self._run, name="residency", daemon=True).start()
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._follower.run())
+
+    @contextmanager
+    def hold(self, models: Sequence[str]) -> Iterator[None]:
+        """The models are resident while the block runs.
+
+        Raises:
+            ModelNotReady: not within ``WAIT_SECONDS``.
+            NoRoom, and what a failed load ended with.
+        """
+        until = time.monotonic() + CONNECT_SECONDS
+        while not self._follower.connected and time.monotonic() < until:
+            time.sleep(0.05)
+        held: AbstractAsyncContextManager[None] = self._follower.hold(models, time.monotonic() + WAIT_SECONDS, priority=2)
+        asyncio.run_coroutine_threadsafe(held.__aenter__(), self._loop).result()
+        try:
+            yield
+        finally:
+            asyncio.run_coroutine_threadsafe(held.__aexit__(None, None, None), self._loop).result()
+
+
+class HeldForces(Served):
+    """``Served`` that holds its model, and the dispersion correction that belongs to it, for each call."""
+
+    def __init__(self, holder: Holder, model: str, address: str, *, head: str | None, dispersion: str) -> None:
+        super().__init__(model, address, head=head, dispersion=dispersion)
+        variant = catalogues.load().resolve(model)
+        used = head or variant.default_head
+        added = correction(variant.name, variant.dispersion_of(used), variant.functional_of(used), dispersion)
+        self._holder, self._models = holder, (variant.name, *(() if added is None else (added,)))
+
+    def calculator(self) -> HeldCalculator:
+        """See ``Served``."""
+        return HeldCalculator(
+            self._holder,
+            self._models,
+            self.model,
+            self.address,
+            head=self.head,
+            timeout=self.timeout,
+            dispersion=self.dispersion,
+            connect_timeout=2.0,
+        )
+
+    def provenance(self) -> dict[str, str]:
+        """See ``Served``."""
+        with self._holder.hold(self._models):
+            return super().provenance()
+
+    def evaluate(self, structures: Sequence[Atoms]) -> list[Point]:
+        """See ``Served``."""
+        with self._holder.hold(self._models):
+            return super().evaluate(structures)
+
+
+class HeldCalculator(ForcegateCalculator):
+    """``ForcegateCalculator`` that holds its models for whatever it asks of them, what they can compute included."""
+
+    def __init__(self, holder: Holder, models: tuple[str, ...], *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._holder, self._models = holder, models
+
+    @property
+    def implemented_properties(self) -> list[str]:  # type: ignore[override]
+        """See ``ForcegateCalculator``."""
+        with self._holder.hold(self._models):
+            return super().implemented_properties
+
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """See ``ForcegateCalculator``."""
+        with self._holder.hold(self._models):
+            return super().get_property(name, atoms, allow_calculation)
