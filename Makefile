@@ -8,7 +8,7 @@ endif
 BIN := environments/gateway/bin
 STAMP := environments/gateway/.made
 
-.PHONY: help serve demo test loadtest bench lint docs clean
+.PHONY: help serve demo test loadtest bench lint docs site clean
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
@@ -32,6 +32,16 @@ lint: $(STAMP) ## formatting, style and types
 
 docs: $(STAMP) ## write the generated documents anew
 	@$(BIN)/python -m docs.generate && $(BIN)/python -m frontend.documentation && $(BIN)/python -m exporters.repository && $(BIN)/python -m docker.generate
+
+site: environments/docs/.made ## the documentation as a site, in var/site
+	@NO_MKDOCS_2_WARNING=1 environments/docs/bin/mkdocs build --quiet && echo "open var/site/index.html"
+
+environments/docs/.made: $(STAMP) requirements/docs.txt
+	@echo "environment docs: installing $$(grep -c == requirements/docs.txt) pinned packages"
+	@environments/uv/bin/uv venv --quiet --clear --python $$($(PYTHON) -c 'import sys; print(sys.executable)') environments/docs
+	@environments/uv/bin/uv pip install --python environments/docs/bin/python --quiet -r requirements/docs.txt \
+	  || { echo "The packages of the site could not be installed: is the package registry reachable?"; exit 1; }
+	@touch $@
 
 clean: ## remove everything that was built
 	rm -rf environments var

@@ -55,6 +55,17 @@ def _run(commands: Sequence[Sequence[str]], dry: bool) -> None:
             raise typer.Exit(status)
 
 
+def _make_secrets(chosen: Deployment, dry: bool) -> None:
+    """The passwords that the parts need and that are not there yet."""
+    from frontend.deployment.commands import make_secrets
+
+    if dry or not chosen.parts:
+        return
+    folder = Path(os.environ.get("FORCEGATE_SECRETS") or chosen.root / "docker" / "secrets")
+    for path in make_secrets(folder, chosen.parts):
+        messages().print(f"made a new secret: {escape(str(path))}", soft_wrap=True)
+
+
 @deploy.command()
 def build(profile: Profile = "cpu", dry_run: Dry = False) -> None:
     """Build the images."""
@@ -64,14 +75,23 @@ def build(profile: Profile = "cpu", dry_run: Dry = False) -> None:
 @deploy.command()
 def up(profile: Profile = "cpu", monitoring: Monitoring = False, postgres: Postgres = False, dry_run: Dry = False) -> None:
     """Put the models in place, start everything, and wait until it is healthy."""
-    from frontend.deployment.commands import make_secrets
-
     chosen = _chosen(profile, monitoring, postgres)
-    if not dry_run and chosen.parts:
-        folder = Path(os.environ.get("FORCEGATE_SECRETS") or chosen.root / "docker" / "secrets")
-        for path in make_secrets(folder, chosen.parts):
-            messages().print(f"made a new secret: {escape(str(path))}", soft_wrap=True)
+    _make_secrets(chosen, dry_run)
     _run(chosen.up(), dry_run)
+
+
+@deploy.command()
+def key(
+    name: Annotated[str, typer.Argument(help="What the key is called in the list.", show_default=False)],
+    scope: Annotated[str, typer.Option(help="read, compute or operate.")] = "compute",
+    profile: Profile = "cpu",
+    postgres: Postgres = False,
+    dry_run: Dry = False,
+) -> None:
+    """Make an API key and print it. The gateway does not start before there is one."""
+    chosen = _chosen(profile, False, postgres)
+    _make_secrets(chosen, dry_run)
+    _run(chosen.key([name, "--scope", scope]), dry_run)
 
 
 @deploy.command()

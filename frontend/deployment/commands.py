@@ -63,6 +63,11 @@ class Deployment:
         """Runs the export job, for the models of the profile where none is named."""
         return [*self.compose, "--profile", "export", "run", "--rm", "export", *(["export", *models] if models else [])]
 
+    def key(self, words: Sequence[str]) -> list[list[str]]:
+        """Makes an API key in the service's database; the gateway, which needs one, need not run yet."""
+        database = [[*self.compose, "up", "--detach", "--wait", "postgres"]] if "postgres" in self.parts else []
+        return [*database, [*self.compose, "run", "--rm", "--no-deps", "worker", "keys", "create", *words]]
+
     def down(self) -> list[list[str]]:
         """Stops everything; volumes stay."""
         return [[*self.compose, "down", "--remove-orphans"]]

@@ -20,7 +20,20 @@ from frontend.deployment.commands import PARTS, PROFILES, Deployment, make_secre
 from tests.deploy.tools import run
 from tests.service import ROOT
 
-COMMANDS = ("build", "up", "down", "status", "logs", "logs gateway", "restart", "restart triton", "scale 3", "clean", "export")
+COMMANDS = (
+    "build",
+    "up",
+    "down",
+    "status",
+    "logs",
+    "logs gateway",
+    "restart",
+    "restart triton",
+    "scale 3",
+    "clean",
+    "export",
+    "key admin",
+)
 
 
 def forcegate(*words: str) -> Result:
@@ -50,7 +63,10 @@ def test_the_commands_are_ones_that_compose_has() -> None:
             at = next(n for n, word in enumerate(words) if word in ("build", "up", "run", "down", "ps", "exec", "logs", "restart"))
             asked = run("docker-compose", words[at], "--help")
             assert asked.returncode == 0, line
-            options = [word for word in words[at + 1 :] if word.startswith("--")]
+            own = words[at + 1 :]
+            if words[at] == "run" and "worker" in own:  # what follows is for the command in the container
+                own = own[: own.index("worker")]
+            options = [word for word in own if word.startswith("--")]
             assert all(option in asked.stdout for option in options), line
 
 
@@ -60,6 +76,14 @@ def test_up_puts_the_models_in_place_first_and_waits() -> None:
     assert "up --detach --wait" in second
     assert all(f"compose.{part}.yaml" in second for part in PARTS)
     assert "--profile gpu " in second
+
+
+def test_a_key_is_made_before_the_gateway_runs() -> None:
+    database, key = forcegate("deploy", "key", "admin", "--scope", "operate", "--postgres", "--dry-run").stdout.splitlines()
+    assert database.endswith("up --detach --wait postgres")
+    assert key.endswith("run --rm --no-deps worker keys create admin --scope operate")
+    (alone,) = forcegate("deploy", "key", "admin", "--dry-run").stdout.splitlines()
+    assert "postgres" not in alone
 
 
 def test_a_profile_that_does_not_exist_and_a_folder_without_files_are_told(tmp_path: Path) -> None:
