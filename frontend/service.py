@@ -30,7 +30,7 @@ from frontend.telemetry import Call, Metrics
 from frontend.triton import restriction
 from frontend.triton.client import Evaluator
 from frontend.triton.control import TritonControl
-from frontend.triton.directory import MISSING, READY, Directory
+from frontend.triton.directory import LOADABLE, LOADING, MISSING, READY, Directory, Entry
 
 BODIES = 4
 """Bodies of the largest size that may be held in memory at once, by all gateways; one by each in any case."""
@@ -135,6 +135,12 @@ class Service:
             if any(directory.entry(model).state != READY for model in models):
                 await directory.poll()  # it has become ready since the last one
             yield
+
+    def usable(self, entry: Entry) -> bool:
+        """Whether a request that names the model is answered, after a load where the scheduler makes it."""
+        directory = self.directory
+        by_load = directory.on_demand and directory.reachable and self.residency.connected
+        return entry.state == READY or (by_load and entry.state in (LOADABLE, LOADING))
 
     def queue(self, model: str) -> ModelQueue:
         """The queue in front of a model, by its canonical name."""

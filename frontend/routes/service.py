@@ -55,13 +55,14 @@ async def health(request: Request) -> Response:
     directory = service.directory
     workers = {name: worker(name, entries) for name, entries in _families(service).items()}
     available = sum(entry["status"] == "healthy" for entry in workers.values())
+    usable = any(map(service.usable, directory.entries()))
     wanted = {
         directory.catalogue.aliases.get(name, name) for name in (model.partition(":")[0] for model in service.settings.models)
     }
-    lacking = any(entry.variant.name in wanted and entry.state != READY for entry in directory.entries())
+    lacking = any(entry.variant.name in wanted and not service.usable(entry) for entry in directory.entries())
     age = directory.age
     body = {
-        "status": "unavailable" if not available else "degraded" if lacking or not directory.reachable else "healthy",
+        "status": "unavailable" if not usable else "degraded" if lacking or not directory.reachable else "healthy",
         "gateway": "healthy",
         "version": forcegate.__version__,
         "inference_server": {"reachable": directory.reachable, "seconds_since_seen": round(age, 3) if math.isfinite(age) else None},
@@ -80,9 +81,10 @@ async def live(request: Request) -> Response:
 
 @router.get("/ready", **page(schemas.Ready, "At least one model answers.", 503))
 async def ready(request: Request) -> Response:
-    """Whether at least one model answers; for orchestrators and load balancers."""
-    names = [entry.variant.name for entry in service_of(request).directory.entries() if entry.state == READY]
-    if not names:
+    """Whether at least one model answers, or would be loaded and then answer; for orchestrators and load balancers."""
+    service = service_of(request)
+    names = [entry.variant.name for entry in service.directory.entries() if entry.state == READY]
+    if not names and not any(map(service.usable, service.directory.entries())):
         raise ModelNotReady("No model is ready.", "GET /api/v1/models says why.")
     return await answer({"status": "ready", "models": names}, call_of(request))
 

@@ -139,6 +139,9 @@ def test_tasks_load_the_models_that_they_name(small: RunningService) -> None:
     assert all(result["converged"] for result in results), results
     depths = [result["final_energy"] / results[0]["final_energy"] for result in results]
     assert depths == pytest.approx([1, 2, 3, 4], rel=1e-3)
+    # One of them has gone, which is no fault: whoever names it is answered.
+    assert httpx.get(f"{small.url}/health", timeout=10).json()["status"] == "healthy"
+    assert httpx.get(f"{small.url}/ready", timeout=10).status_code == 200
     assert number(small, "forcegate_scheduler_evictions_total") > evicted, "four do not fit together"
 
 
