@@ -8,7 +8,7 @@ endif
 BIN := environments/gateway/bin
 STAMP := environments/gateway/.made
 
-.PHONY: help serve demo test loadtest bench lint docs site clean
+.PHONY: help serve demo test loadtest bench lint docs site audit clean
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
@@ -41,6 +41,16 @@ environments/docs/.made: $(STAMP) requirements/docs.txt
 	@environments/uv/bin/uv venv --quiet --clear --python $$($(PYTHON) -c 'import sys; print(sys.executable)') environments/docs
 	@environments/uv/bin/uv pip install --python environments/docs/bin/python --quiet -r requirements/docs.txt \
 	  || { echo "The packages of the site could not be installed: is the package registry reachable?"; exit 1; }
+	@touch $@
+
+audit: environments/audit/.made ## every pinned package against the published advisories; needs the network
+	@$(BIN)/python -m exporters.audit
+
+environments/audit/.made: $(STAMP) requirements/audit.txt
+	@echo "environment audit: installing $$(grep -c == requirements/audit.txt) pinned packages"
+	@environments/uv/bin/uv venv --quiet --clear --python $$($(PYTHON) -c 'import sys; print(sys.executable)') environments/audit
+	@environments/uv/bin/uv pip install --python environments/audit/bin/python --quiet -r requirements/audit.txt \
+	  || { echo "pip-audit could not be installed: is the package registry reachable?"; exit 1; }
 	@touch $@
 
 clean: ## remove everything that was built

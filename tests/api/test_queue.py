@@ -31,6 +31,7 @@ def gateway(service: RunningService, tmp_path_factory: pytest.TempPathFactory) -
     """One that takes on five seconds of work, and knows what sevennet-0 takes: a calibration as the models write it."""
     state = tmp_path_factory.mktemp("state")
     shutil.copytree(service.state / "reports", state / "reports")
+    shutil.copy(service.state / "triton.key", state)
     # The first call warms the model up.
     for _ in range(2):
         body = {"model_name": "sevennet-0", "atoms": [CRYSTAL] * 8}
