@@ -16,7 +16,7 @@ from forcegate.errors import ForcegateError, InvalidRequest, MethodNotAllowed, N
 from frontend import documentation
 from frontend.bodies import error_response
 from frontend.middleware import EveryRequest
-from frontend.routes import calculations, models, pages, scheduler, service, task_files, tasks, waited
+from frontend.routes import calculations, models, pages, scheduler, service, structures, task_files, tasks, waited
 from frontend.service import Service, call_of, service_of
 from frontend.settings import Settings
 
@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> Gateway:
     app.front = EveryRequest(
         super(Gateway, app).__call__, parts.metrics, calculations.DIRECT, _typed, parts.admit if parts.gatekeeper else None
     )
-    for routes in (service, models, scheduler, calculations, waited, tasks, task_files, pages):
+    for routes in (service, models, scheduler, calculations, waited, structures, tasks, task_files, pages):
         app.include_router(routes.router)
     return app
 

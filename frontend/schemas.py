@@ -78,7 +78,16 @@ class AtomsFile(BaseModel):
     text: str = Field(description="The file's contents.", min_length=1)
 
 
-AnyAtoms = Annotated[Atoms | AtomsFile, Field(description="A structure, as lists or as the text of a file.")]
+class AtomsStored(BaseModel):
+    """A structure that was uploaded. In bodies of one structure `structure_id` may also stand in place of `atoms`."""
+
+    structure_id: str = Field(description="The id that POST /api/v1/structures gave.", min_length=1)
+
+
+AnyUpload = Annotated[Atoms | AtomsFile, Field(description="A structure, as lists or as the text of a file.")]
+AnyAtoms = Annotated[
+    Atoms | AtomsFile | AtomsStored, Field(description="A structure, as lists, as the text of a file, or one that was uploaded.")
+]
 
 
 class Options(BaseModel):
