@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 import forcegate
@@ -19,6 +20,9 @@ from frontend.middleware import EveryRequest
 from frontend.routes import calculations, models, pages, scheduler, service, structures, task_files, tasks, waited
 from frontend.service import Service, call_of, service_of
 from frontend.settings import Settings
+
+_MODULES = (service, models, scheduler, calculations, waited, structures, tasks, task_files, pages)
+_ROUTES = [route for module in _MODULES for route in module.router.routes if isinstance(route, Route)]
 
 
 class Gateway(FastAPI):
@@ -64,7 +68,7 @@ def create_app(settings: Settings) -> Gateway:
     app.front = EveryRequest(
         super(Gateway, app).__call__, parts.metrics, calculations.DIRECT, _typed, parts.admit if parts.gatekeeper else None
     )
-    for routes in (service, models, scheduler, calculations, waited, structures, tasks, task_files, pages):
+    for routes in _MODULES:
         app.include_router(routes.router)
     return app
 
@@ -90,4 +94,7 @@ async def _framework(request: Request, error: Exception) -> Response:
     response = await _typed(request, typed)
     if error.status_code == 405 and error.headers:
         response.headers.update(error.headers)
+        # A path may be several routes, one for each method, and the framework names those of the first.
+        found = [route for route in _ROUTES if route.matches(request.scope)[0] is Match.PARTIAL]
+        response.headers["Allow"] = ", ".join(sorted({method for route in found for method in route.methods or ()}))
     return response

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from frontend import structure_schemas as schemas
 from frontend.bodies import JSON, MSGPACK
 from frontend.documentation import ROCK_SALT, TIMEOUT, XYZ, answers, errors, reference
+from frontend.schemas import Atoms, AtomsFile
 from frontend.task_documentation import USER, query
 
 _STRUCTURE: Final = {
@@ -22,7 +23,8 @@ _STRUCTURE: Final = {
 
 def upload() -> dict[str, Any]:
     """Of the upload."""
-    body: dict[str, Any] = {"schema": reference(schemas.StructureUpload)}
+    shapes = (schemas.StructureUpload, Atoms, AtomsFile)
+    body: dict[str, Any] = {"schema": {"anyOf": [reference(shape) for shape in shapes]}}
     examples = {"rock salt": {"value": {"atoms": ROCK_SALT, "name": "rock salt"}}, "a file's text": {"value": {"atoms": XYZ}}}
     content = {JSON: body | {"examples": examples}, MSGPACK: body, "multipart/form-data": {"schema": schemas.FORM}}
     where = {"Location": {"description": "Where the structure is.", "schema": {"type": "string"}}}

@@ -79,11 +79,15 @@ def _reduced(counts: Counter[str]) -> str:
 
 
 def _cell(atoms: Atoms, volume: float) -> dict[str, Any]:
-    lengths_and_angles = [float(value) for value in atoms.cell.cellpar()]
+    vectors = atoms.cell.array
+    lengths = np.linalg.norm(vectors, axis=1)
+    pairs = ((1, 2), (0, 2), (0, 1))
+    # A vector that is missing has no direction: its angles are given as right ones. Rounding leads beyond 1 for parallel vectors.
+    cosines = [vectors[i] @ vectors[j] / (lengths[i] * lengths[j]) if lengths[i] * lengths[j] else 0.0 for i, j in pairs]
     return {
-        "vectors": atoms.cell.array.tolist(),
-        "lengths": lengths_and_angles[:3],
-        "angles": lengths_and_angles[3:],
+        "vectors": vectors.tolist(),
+        "lengths": lengths.tolist(),
+        "angles": np.degrees(np.arccos(np.clip(cosines, -1.0, 1.0))).tolist(),
         "volume": volume or None,
     }
 
@@ -98,6 +102,9 @@ def _space_group(atoms: Atoms) -> dict[str, Any] | None:
 
 def _contacts(atoms: Atoms) -> str:
     """What is to be said of atoms that are too near to each other, or nothing."""
+    atoms = atoms.copy()
+    # Vectors without meaning: they may be parallel to others, which the search cannot take.
+    atoms.set_cell(np.where(atoms.pbc[:, None], atoms.cell.array, 0.0))
     first, second, distance = neighbor_list("ijd", atoms, natural_cutoffs(atoms, mult=CONTACT))
     if not len(distance):
         return ""

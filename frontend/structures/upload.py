@@ -63,6 +63,8 @@ def read(body: bytes, media: str, limits: Limits) -> Upload:
         StructureTooLarge: it has too many atoms.
     """
     entry, name = _form(body, media) if media.startswith(MULTIPART) else _fields(body, media)
+    if isinstance(entry, Mapping) and entry.get("structure_id") is not None:
+        raise InvalidRequest("`structure_id` names a structure that is kept already.", "Send `atoms`.")
     if isinstance(entry, Mapping) and ("text" in entry or "format" in entry):
         entry = {"text": entry.get("text"), "format": _known(entry.get("format"))}
     structure = read_structure(entry, limits)
@@ -75,8 +77,6 @@ def _fields(body: bytes, media: str) -> tuple[Any, Any]:
     data = loads(body, media)
     if not isinstance(data, Mapping):
         raise InvalidRequest(f"The body has to be an object, and it is {kind_of(data)}.")
-    if data.get("structure_id") is not None:
-        raise InvalidRequest("`structure_id` names a structure that is kept already.", "Send `atoms`.")
     name = data.get("name")
     if name is not None and not isinstance(name, str):
         raise InvalidRequest(f"`name` has to be a text, and it is {kind_of(name)}.", "")
