@@ -22,6 +22,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import write
 
+from forcegate import arrays
 from forcegate.errors import BodyTooLarge, DeadlineExceeded, InvalidRequest, InvalidStructure
 from forcegate.structure import from_atoms
 from frontend.decoder import Decoder
@@ -285,6 +286,9 @@ def test_a_structure_is_uploaded_looked_at_and_removed(tmp_path: Path) -> None:
         assert (await gateway.get(f"{where}/preview")).json()["preview"] == kept["preview"]
         atoms = (await gateway.get(f"{PATH}/{other['structure_id']}/")).json()["atoms"]
         assert (atoms["symbols"], atoms["positions"], atoms["cell"]) == (["Ar", "Ar"], ARGON["positions"], None)
+        raw = await gateway.get(f"{PATH}/{other['structure_id']}", headers={"Accept": "application/msgpack; arrays=raw"})
+        positions = msgpack.unpackb(raw.content, object_hook=arrays.unpack_hook)["atoms"]["positions"]
+        np.testing.assert_array_equal(positions, ARGON["positions"])
         assert (await gateway.delete(where)).json() == {"structure_id": kept["structure_id"], "deleted": True}
         for wrong in (
             where,
