@@ -5,6 +5,7 @@ The name of a file is a label; of a path in it the last part is kept. It is neve
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from frontend.entries import cleaned, kind_of, read_structure
 from frontend.requests import Limits, atoms_of, loads
 from frontend.structures.packing import pack
 from frontend.structures.preview import describe
+
+# What is wrong with a form is its sender's to know; the log of the gateway is not for it.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 MULTIPART: Final = "multipart/form-data"
 FORMATS: Final = (*TEXT_FORMATS, "optimade")

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import pickle
+import random
 import time
 import zipfile
 from collections.abc import Awaitable, Callable
@@ -23,7 +24,7 @@ from ase.build import bulk
 from ase.io import write
 
 from forcegate import arrays
-from forcegate.errors import BodyTooLarge, DeadlineExceeded, InvalidRequest, InvalidStructure
+from forcegate.errors import BodyTooLarge, DeadlineExceeded, ForcegateError, InvalidRequest, InvalidStructure
 from forcegate.structure import from_atoms
 from frontend.decoder import Decoder
 from frontend.requests import TASK, UPLOAD, Limits, Named, decode
@@ -234,6 +235,44 @@ def test_broken_forms_are_typed() -> None:
     request = httpx.Request("POST", "http://x", files=[("file", ("a.xyz", XYZ.encode()))] * 9)
     with pytest.raises(InvalidRequest, match="parts"):
         read(request.read(), request.headers["content-type"], LIMITS)
+
+
+def test_damaged_files_are_read_or_refused_by_name() -> None:
+    rng = random.Random(7)
+    words = (
+        b"nan",
+        b"inf",
+        b"1e999",
+        b"-1",
+        b"0",
+        b"X",
+        b"loop_",
+        b"\n",
+        b"'",
+        b"[]",
+        b"null",
+        b"1e-300",
+        "\u00e9".encode(),
+        b"\xff",
+    )
+    files = {"a.cif": "cif", "POSCAR": "vasp", "a.extxyz": "extxyz", "a.xsf": "xsf", "a.pdb": "proteindatabank", "a.gen": "gen"}
+    whole = {name: rock_salt(kind).encode() for name, kind in files.items()}
+    seen = set()
+    for _ in range(100):
+        for name, content in whole.items():
+            damaged = bytearray(content)
+            for _ in range(rng.randint(1, 3)):
+                start = rng.randrange(len(damaged))
+                damaged[start : start + rng.randint(0, 8)] = rng.choice(words)
+            body, media = form(bytes(damaged), name)
+            if rng.random() < 0.1:
+                body = body[: rng.randrange(200)] + bytes([rng.randrange(256)]) + body[rng.randrange(200) :]
+            try:
+                json.dumps(read(body, media, LIMITS).preview, allow_nan=False)
+                seen.add("read")
+            except ForcegateError as error:
+                seen.add(str(error.status))
+    assert seen == {"read", "400", "422"}
 
 
 def test_millions_of_sites_end_at_the_limits_of_a_decoder() -> None:
