@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
@@ -23,7 +24,10 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 Encoding = Literal["json", "msgpack"]
 AnyStructure = Atoms | Structure | Mapping[str, Any] | str | os.PathLike[str]
-"""ASE Atoms, a ``Structure``, the REST form of atoms, or the path of a file that ASE reads (its last structure)."""
+"""ASE Atoms, a ``Structure``, the REST form of atoms, the path of a file that ASE reads (its last structure), or an uploaded
+structure by its id or the answer of ``upload``."""
+IDENTIFIER = re.compile("[0-9a-f]{32}")
+"""The id of an uploaded structure. A file of such a name has to be given as a ``Path``."""
 
 MSGPACK = "application/msgpack"
 
@@ -91,6 +95,28 @@ class _Client:
         body = {"model_names": list(models), "task": "single_point", "task_params": task_params, "atoms": self._atoms(atoms)}
         return self.call("POST", "/api/v1/multi_model", body)
 
+    def upload(self, atoms: AnyStructure, name: str | None = None) -> Any:
+        """Keeps a structure at the service: the answer of POST /api/v1/structures, with its ``structure_id`` and ``preview``.
+
+        The id stands wherever a structure may. The same structure has the same one. A path is read here, and its last part is the
+        name when none is given.
+        """
+        if name is None and isinstance(atoms, str | os.PathLike):
+            name = os.path.basename(os.fspath(atoms))
+        return self.call("POST", "/api/v1/structures", {"atoms": self._atoms(atoms), **({"name": name} if name else {})})
+
+    def structures(self, limit: int = 50, offset: int = 0) -> Any:
+        """A list of one's own uploaded structures, the newest first."""
+        return self.call("GET", f"/api/v1/structures{task_client.query({'limit': limit, 'offset': offset})}", part="structures")
+
+    def structure(self, identifier: str) -> Any:
+        """An uploaded structure with its ``atoms``."""
+        return self.call("GET", f"/api/v1/structures/{identifier}")
+
+    def delete_structure(self, identifier: str) -> Any:
+        """Removes an uploaded structure; tasks that were made of it have their own copy."""
+        return self.call("DELETE", f"/api/v1/structures/{identifier}")
+
     def submit(
         self, kind: str, atoms: Any, model: str | Sequence[str], *, options: Mapping[str, Any] | None = None, **parameters: Any
     ) -> Any:
@@ -130,7 +156,9 @@ class _Client:
 
     def _atoms(self, atoms: AnyStructure) -> dict[str, Any]:
         """The REST form of a structure, with arrays for their bytes where the encoding has them."""
-        return array_mapping(_structure(atoms)) if self.encoding == "msgpack" and not isinstance(atoms, Mapping) else mapping(atoms)
+        if self.encoding != "msgpack" or isinstance(atoms, Mapping) or _is_id(atoms):
+            return mapping(atoms)
+        return array_mapping(_structure(atoms))
 
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         headers = dict(self.headers)
@@ -279,9 +307,16 @@ def mapping(atoms: AnyStructure) -> dict[str, Any]:
     Raises:
         InvalidStructure: a file that cannot be read.
     """
+    if _is_id(atoms):
+        return {"structure_id": atoms}
     if isinstance(atoms, Mapping):
-        return dict(atoms)
+        # Of the answer of an upload the id is enough.
+        return {"structure_id": atoms["structure_id"]} if "structure_id" in atoms and "formula" in atoms else dict(atoms)
     return to_mapping(_structure(atoms))
+
+
+def _is_id(atoms: AnyStructure) -> bool:
+    return isinstance(atoms, str) and IDENTIFIER.fullmatch(atoms) is not None
 
 
 def array_mapping(structure: Structure) -> dict[str, Any]:

@@ -319,6 +319,13 @@ class RateLimited(Overloaded):
     code = "rate_limited"
 
 
+class TooManyStructures(ForcegateError):
+    """The user has uploaded as many structures as one user may have."""
+
+    code, status = "too_many_structures", 429
+    default_hint = "Remove some with DELETE /api/v1/structures/{id}; GET /api/v1/structures lists them, the oldest last."
+
+
 class DeadlineExceeded(ForcegateError):
     """No answer came before the deadline."""
 

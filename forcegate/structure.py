@@ -147,6 +147,8 @@ def read_text(text: Any, file_format: Any) -> Atoms:
     try:
         # ASE's xyz reader drops the comment line's lattice; the extended one reads both kinds.
         atoms = read(io.StringIO(text), format="extxyz" if name == "xyz" else TEXT_FORMATS[name])
+    except MemoryError:  # it is the caller's to tell how much there is
+        raise
     except Exception as error:  # ASE's readers raise anything from IndexError to AssertionError on malformed text
         raise InvalidStructure(
             f"The text could not be read as {name}: {type(error).__name__}: {str(error)[:200]}",

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import forcegate
@@ -17,9 +18,12 @@ from forcegate.errors import ForcegateError, InvalidRequest, MethodNotAllowed, N
 from frontend import documentation
 from frontend.bodies import error_response
 from frontend.middleware import EveryRequest
-from frontend.routes import calculations, models, pages, scheduler, service, task_files, tasks, waited
+from frontend.routes import calculations, models, pages, scheduler, service, structures, task_files, tasks, waited
 from frontend.service import Service, call_of, service_of
 from frontend.settings import Settings
+
+_MODULES = (service, models, scheduler, calculations, waited, structures, tasks, task_files, pages)
+_ROUTES = [route for module in _MODULES for route in module.router.routes if isinstance(route, Route)]
 
 
 class Gateway(FastAPI):
@@ -73,7 +77,7 @@ def create_app(settings: Settings) -> Gateway:
             allow_headers=("Authorization", "X-API-Key", "Content-Type", "Accept", "Last-Event-ID", "X-Request-ID"),
             expose_headers=("X-Request-ID", "Retry-After", "Location"),
         )
-    for routes in (service, models, scheduler, calculations, waited, tasks, task_files, pages):
+    for routes in _MODULES:
         app.include_router(routes.router)
     return app
 
@@ -99,4 +103,7 @@ async def _framework(request: Request, error: Exception) -> Response:
     response = await _typed(request, typed)
     if error.status_code == 405 and error.headers:
         response.headers.update(error.headers)
+        # A path may be several routes, one for each method, and the framework names those of the first.
+        found = [route for route in _ROUTES if route.matches(request.scope)[0] is Match.PARTIAL]
+        response.headers["Allow"] = ", ".join(sorted({method for route in found for method in route.methods or ()}))
     return response

@@ -10,17 +10,21 @@ import asyncio
 import pickle
 import struct
 import sys
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from forcegate.errors import BodyTooLarge, DeadlineExceeded, ForcegateError, InvalidRequest
-from frontend.requests import TASK, Batch, Calculation, Limits, MediaType, MultiModel, SinglePoint, decode
+from frontend.requests import TASK, UPLOAD, Batch, Calculation, Limits, MultiModel, Named, SinglePoint, decode
 from frontend.tasks.submission import Submission
 from frontend.telemetry import Call
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
 
-Record = SinglePoint | Batch | MultiModel | Submission
+    from forcegate.structure import Structure
+
+Record = SinglePoint | Batch | MultiModel | Submission | Named
 
 INLINE: Final = 16_384
 """Bodies up to this many bytes, about 250 atoms, are decoded where they are; it takes less than half a millisecond."""
@@ -28,6 +32,10 @@ INLINE_BATCH: Final = 4_096
 """The same for batches, which can hold hundreds of tiny structures in few bytes."""
 LARGE: Final = 4 << 20
 """Of bodies longer than this, one at a time is decoded, so that they cannot keep all processes busy."""
+MEMORY: Final = 4 << 30
+"""Bytes that a process may hold: sixty-four times the longest body of the default settings, since a number of two bytes in a text
+becomes one of 32."""
+_ATOM_BYTES: Final = 28
 _HEADER = struct.Struct(">QQ")
 _LENGTH = struct.Struct(">Q")
 
@@ -38,10 +46,11 @@ class Decoder:
     Args:
         limits: what a body may ask for.
         processes: how many bodies may be decoded at once outside the event loop.
+        memory: bytes that each process may hold.
     """
 
-    def __init__(self, limits: Limits, processes: int = 2) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, processes: int = 2, memory: int = MEMORY) -> None:
+        self._limits, self._memory = limits, memory
         self._free: asyncio.LifoQueue[Process | None] = asyncio.LifoQueue()
         for _ in range(processes):
             self._free.put_nowait(None)
@@ -49,23 +58,40 @@ class Decoder:
         self.running: set[Process] = set()
         """The processes there are now."""
 
-    async def decode(self, calculation: Calculation | str, body: bytes, media: MediaType, call: Call) -> Record:
-        """The typed record of a body; see ``frontend.requests.decode`` for the errors.
+    async def decode(
+        self,
+        calculation: Calculation | str,
+        body: bytes,
+        media: str,
+        call: Call,
+        stored: Mapping[str, Structure] | None = None,
+    ) -> Any:
+        """The typed record of a body: a ``Record``, or an ``Upload``; see ``frontend.requests.decode``, for the errors too.
+
+        Args:
+            stored: the uploaded structures that the body names, where it does: without them the record is ``Named``.
 
         Raises:
             DeadlineExceeded: it took longer than the request has.
+            BodyTooLarge: it took more memory than a process may hold.
         """
         inline = INLINE_BATCH if calculation in ("batch", f"{TASK}batch") else INLINE
         # A file's text goes to a process however its name is written: JSON can escape any letter of it, and msgpack has several
         # headers for it.
-        if len(body) <= inline and b"text" not in body and not (media == "json" and b"\\u" in body):
-            return decode(calculation, body, media, self._limits)
+        here = len(body) <= inline and b"text" not in body and not (media == "json" and b"\\u" in body)
+        limits, atoms = self._limits, 0
+        if stored is not None:
+            limits = replace(limits, stored=stored)
+            atoms = sum(map(len, stored.values()))
+            here = here and calculation == "single_point"  # which takes the structure as it is
+        if here and calculation != UPLOAD:
+            return decode(calculation, body, media, limits)
         try:
             async with asyncio.timeout(max(call.remaining, 0.001)):
-                if len(body) <= LARGE:
-                    return await self._in_process(calculation, body, media)
+                if len(body) + _ATOM_BYTES * atoms <= LARGE:
+                    return await self._in_process(calculation, body, media, limits)
                 async with self._large:
-                    return await self._in_process(calculation, body, media)
+                    return await self._in_process(calculation, body, media, limits)
         except TimeoutError:
             raise DeadlineExceeded("The body could not be read before the deadline.") from None
 
@@ -82,13 +108,13 @@ class Decoder:
         for process in list(self.running):
             await self._end(process)
 
-    async def _in_process(self, calculation: Calculation | str, body: bytes, media: MediaType) -> Record:
+    async def _in_process(self, calculation: Calculation | str, body: bytes, media: str, limits: Limits) -> Any:
         process = await self._free.get()
         returned: Process | None = None
         try:
             if process is None or process.returncode is not None:
                 process = await self._start()
-            outcome = await _ask(process, pickle.dumps((calculation, media, self._limits)), body)
+            outcome = await _ask(process, pickle.dumps((calculation, media, limits)), body)
             returned = process
         except (asyncio.IncompleteReadError, ConnectionError):
             # The system ended it, for want of memory most likely. Another one is started for the next body.
@@ -102,15 +128,15 @@ class Decoder:
                 await asyncio.shield(self._end(process))
         if isinstance(outcome, ForcegateError):
             raise outcome
-        if isinstance(outcome, Record):
-            return outcome
-        raise InvalidRequest("The body cannot be read.")
+        if outcome is None:
+            raise InvalidRequest("The body cannot be read.")
+        return outcome
 
     async def _start(self) -> Process:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             # A session of its own: Ctrl-C in the terminal is for the gateway, which ends its decoders when all is answered.
-            *(sys.executable, "-m", "frontend.decoder_process"),
+            *(sys.executable, "-m", "frontend.decoder_process", str(self._memory)),
             stdin=pipe,
             stdout=pipe,
             start_new_session=True,

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from forcegate.errors import BY_CODE, ForcegateError
-from frontend import scheduler_schemas, schemas, task_schemas
+from frontend import scheduler_schemas, schemas, structure_schemas, task_schemas
 from frontend.bodies import JSON, MSGPACK
 from frontend.requests import Calculation
 from frontend.security.access import needed
@@ -84,11 +84,11 @@ _MEANING: Final = {
     400: "The body or a header cannot be read.",
     401: "The API key is missing, unknown, revoked or expired.",
     403: "The API key's scope is not enough.",
-    404: "There is no such model, or task.",
+    404: "There is no such model, structure or task.",
     409: _CONFLICT,
     413: "The body or a structure is too large.",
     422: "The structure cannot be understood, or the model refuses it.",
-    429: "More work is in flight than the service accepts; see Retry-After.",
+    429: "More work is in flight, or more is kept, than the service accepts; see Retry-After.",
     503: "The model or the inference server does not answer at the moment; see Retry-After.",
     504: "There was no answer before the deadline; a task that goes on is named.",
 }
@@ -150,7 +150,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     used = [
         kind for kind in vars(schemas).values() if isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not BaseModel
     ]
-    used += [*task_schemas.all_of_them(), *scheduler_schemas.ALL]
+    used += [*task_schemas.all_of_them(), *scheduler_schemas.ALL, *structure_schemas.ALL]
     _, definitions = models_json_schema([(kind, "validation") for kind in used], ref_template="#/components/schemas/{model}")
     document.setdefault("components", {})["schemas"] = dict(sorted(definitions["$defs"].items()))
     document["components"]["securitySchemes"] = SECURITY

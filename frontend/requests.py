@@ -7,27 +7,25 @@ Unknown fields are ignored, so that clients of older gateways go on working; fie
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgpack
-import numpy as np
 import orjson
 
-from forcegate import arrays
 from forcegate.dispersion import CHOICES
-from forcegate.errors import ForcegateError, InvalidRequest, InvalidStructure, StructureTooLarge, UnknownHead
-from forcegate.structure import Structure, from_mapping
+from forcegate.errors import ForcegateError, InvalidRequest, UnknownHead
+from forcegate.structure import Structure
+from frontend.entries import cleaned, cleaned_values, kind_of, read_structure
 
 if TYPE_CHECKING:
+    from frontend.structures.upload import Upload
     from frontend.tasks.submission import Submission
 
-logger = logging.getLogger(__name__)
-
 MediaType = Literal["json", "msgpack"]
+UPLOAD = "structure"
+"""In place of a calculation: a structure that is to be kept."""
 Calculation = Literal["single_point", "batch", "multi_model"]
 TASK = "task:"
 """Before the name of a kind of task, where a body is one for the queue."""
@@ -35,17 +33,28 @@ TASK = "task:"
 MAX_MODELS = 16
 """Models that one comparison may name."""
 _NAME_LENGTH = 200
-_HOLD_TEXT: frozenset[type] = frozenset((str, list, dict))
-_NUMBERS: frozenset[type] = frozenset((int, float, type(None)))
-"""Types that arrays of coordinates may hold. A null is a NaN, as JSON encoders write it; the model refuses it by name."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a body may ask for: structures in a batch, atoms in a structure."""
+    """What a body may ask for.
+
+    Attributes:
+        max_batch: structures in a batch.
+        max_atoms: atoms in a structure.
+        stored: uploaded structures that the body names and that are the caller's, by id; None before they were looked up.
+    """
 
     max_batch: int
     max_atoms: int
+    stored: Mapping[str, Structure] | None = None
+
+
+@dataclass(frozen=True)
+class Named:
+    """A body that names uploaded structures, which are needed to read it. ``ids`` has each as often as it is named."""
+
+    ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -89,18 +98,27 @@ class MultiModel:
 
 
 def decode(
-    calculation: Calculation | str, body: bytes, media: MediaType, limits: Limits
-) -> SinglePoint | Batch | MultiModel | Submission:
+    calculation: Calculation | str, body: bytes, media: str, limits: Limits
+) -> SinglePoint | Batch | MultiModel | Submission | Upload | Named:
     """The typed record of one body; a batch or a comparison of anything but single points is for the queue.
+
+    Args:
+        media: a ``MediaType``; the Content-Type of a file that is uploaded.
 
     Raises:
         InvalidRequest: the body cannot be read, a field is missing or of a wrong type.
         InvalidStructure: (``batch`` keeps it in the structure's place) the atoms cannot be understood.
         StructureTooLarge: (likewise) more atoms than ``limits.max_atoms``.
     """
+    if calculation == UPLOAD:
+        from frontend.structures import upload  # whose libraries take long to load
+
+        return upload.read(body, media, limits)
     data = loads(body, media)
     if not isinstance(data, Mapping):
         raise InvalidRequest(f"The body has to be an object, and it is {kind_of(data)}.")
+    if limits.stored is None and (ids := _named(data, limits)):
+        return Named(ids)
     if calculation == "single_point":
         return _single_point(data, limits)
     if calculation.startswith(TASK) or data.get("task", "single_point") not in ("single_point", "single-point"):
@@ -125,7 +143,33 @@ def load_dtype(body: bytes, media: MediaType) -> str:
     return dtype
 
 
-def loads(body: bytes, media: MediaType) -> Any:
+def _named(data: Mapping[str, Any], limits: Limits) -> tuple[str, ...]:
+    """The uploaded structures that a body names; no more of them than a body may hold structures."""
+    atoms, parameters = data.get("atoms"), data.get("task_params")
+    entries = [data, atoms, data.get("host"), data.get("guest"), parameters.get("guest") if isinstance(parameters, dict) else None]
+    if isinstance(atoms, list):
+        entries += atoms[: limits.max_batch]
+    return tuple(
+        identifier
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(identifier := entry.get("structure_id"), str) and identifier
+    )
+
+
+def atoms_of(data: Mapping[str, Any], name: str = "atoms") -> Any:
+    """The structure of a body: what it has under ``name``, or the uploaded one that ``structure_id`` names.
+
+    Raises:
+        InvalidRequest: neither is there, or both are.
+    """
+    if data.get("structure_id") is None:
+        return required(data, name)
+    if data.get(name) is not None:
+        raise InvalidRequest(f"`{name}` and `structure_id` are both given.", "Leave one of them out.")
+    return {"structure_id": data["structure_id"]}
+
+
+def loads(body: bytes, media: str) -> Any:
     """The body as Python values.
 
     Raises:
@@ -151,7 +195,7 @@ def loads(body: bytes, media: MediaType) -> Any:
 
 def _single_point(data: Mapping[str, Any], limits: Limits) -> SinglePoint:
     model = text(data, "model_name")
-    return SinglePoint(model, _options(data), read_structure(required(data, "atoms"), limits))
+    return SinglePoint(model, _options(data), read_structure(atoms_of(data), limits))
 
 
 def _batch(data: Mapping[str, Any], limits: Limits) -> Batch:
@@ -188,7 +232,7 @@ def _multi_model(data: Mapping[str, Any], limits: Limits) -> MultiModel:
         options=_options(parameters),
         heads=heads,
         align=flag(parameters, "align", True),
-        structure=read_structure(required(data, "atoms"), limits),
+        structure=read_structure(atoms_of(data), limits),
     )
 
 
@@ -223,100 +267,6 @@ def require_head(model: str, heads: Sequence[str], head: str) -> None:
         raise UnknownHead(
             f"The model {model!r} has no head {head[:60]!r}.",
             f"Its heads are: {known}." if known else "It has a single one: leave `head` out.",
-        )
-
-
-def read_structure(entry: Any, limits: Limits) -> Structure:
-    """A structure from one entry of a body.
-
-    Raises:
-        InvalidStructure: it cannot be understood.
-        StructureTooLarge: it has more than ``limits.max_atoms`` atoms; found before the arrays are built where possible.
-    """
-    if isinstance(entry, Mapping) and "text" not in entry and "format" not in entry:
-        entry = _with_arrays(entry)
-        _check_atoms(entry, limits)
-    try:
-        structure = from_mapping(entry)
-    except ForcegateError as error:
-        error.detail, error.hint = cleaned(error.detail), cleaned(error.hint)
-        raise
-    except (ValueError, TypeError, OverflowError, ArithmeticError, LookupError, RecursionError) as error:
-        logger.warning("A structure broke the parser: %s", type(error).__name__)
-        raise InvalidStructure("The structure cannot be read.", "Check its numbers, its cell, and its charge and spin.") from None
-    _check_size(len(structure), limits)
-    if len(structure) and not structure.numbers.all():
-        # Atomic number 0 is padding on the way to the model: the atom would vanish in silence.
-        raise InvalidStructure("The structure holds a dummy atom (X, atomic number 0).", "Remove it, or name its element.")
-    return structure
-
-
-def _with_arrays(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The entry with arrays where it holds their bytes; what is short anyway as lists, as if it had come so."""
-    given = {name: entry[name] for name in ("positions", "numbers", "cell", "pbc") if arrays.is_packed(entry.get(name))}
-    read: dict[str, Any] = {}
-    for name, value in given.items():
-        try:
-            array = arrays.unpacked(value)
-        except ValueError as error:
-            raise InvalidStructure(f"`{name}` cannot be read as an array: {cleaned(str(error))}.", "See docs/clients.md.") from None
-        if (array.dtype.kind == "b") != (name == "pbc"):
-            raise InvalidStructure(f"`{name}` has to hold {'truth values' if name == 'pbc' else 'numbers'}.", "")
-        read[name] = array.tolist() if name in ("cell", "pbc") else array
-    return {**entry, **read} if read else entry
-
-
-def _check_atoms(entry: Mapping[str, Any], limits: Limits) -> None:
-    """The types that ``numpy`` would bend without a word: texts to numbers, true to 1, a scalar to an array."""
-    symbols, numbers, positions = entry.get("symbols"), entry.get("numbers"), entry.get("positions")
-    for name, value in (("symbols", symbols), ("numbers", numbers), ("positions", positions)):
-        if value is not None and not isinstance(value, list | tuple | np.ndarray):
-            raise InvalidStructure(f"`{name}` has to be a list, and it is {kind_of(value)}.", "")
-        if value is not None:
-            _check_size(len(value), limits)
-    if isinstance(numbers, np.ndarray) and numbers.dtype.kind != "i":
-        raise InvalidStructure("`numbers` has to hold integers.", "")
-    if numbers is not None:
-        if not isinstance(numbers, np.ndarray):
-            _check_numbers(numbers, "numbers", _NUMBERS - {type(None)})
-        if symbols is not None and len(symbols) != len(numbers):
-            raise InvalidStructure(f"`symbols` names {len(symbols)} atoms and `numbers` {len(numbers)}.", "Give one of the two.")
-    if positions is not None and not isinstance(positions, np.ndarray):
-        _check_rows(positions, "positions")
-    cell = entry.get("cell")
-    if cell is not None:
-        if not isinstance(cell, list | tuple):
-            raise InvalidStructure(f"`cell` has to be a list, and it is {kind_of(cell)}.", "Three rows of three numbers, in A.")
-        if cell and isinstance(cell[0], list | tuple):
-            _check_rows(cell, "cell")
-        else:
-            _check_numbers(cell, "cell", _NUMBERS)
-    for name in ("charge", "spin"):
-        _check_numbers([entry.get(name)], name, _NUMBERS)
-    info = entry.get("info")
-    if info is not None and not isinstance(info, Mapping):
-        raise InvalidStructure(f"`info` has to be an object, and it is {kind_of(info)}.", "")
-    structure_spin = entry.get("spin")
-    if isinstance(structure_spin, float) and not structure_spin.is_integer():
-        raise InvalidStructure("`spin` has to be the multiplicity 2S+1: 1, 2, 3 ..., or 0 for the model's default.", "")
-
-
-def _check_rows(rows: Sequence[Any], name: str) -> None:
-    if not all(isinstance(row, list | tuple) for row in rows):
-        raise InvalidStructure(f"`{name}` has to be a list of rows of three numbers.", "")
-    _check_numbers(chain.from_iterable(rows), name, _NUMBERS)
-
-
-def _check_numbers(values: Iterable[Any], name: str, allowed: frozenset[type]) -> None:
-    wrong = set(map(type, values)) - allowed
-    if wrong:
-        raise InvalidStructure(f"`{name}` has to hold numbers, and it holds {_kind_of_type(next(iter(wrong)))}.", "")
-
-
-def _check_size(atoms: int, limits: Limits) -> None:
-    if atoms > limits.max_atoms:
-        raise StructureTooLarge(
-            f"The structure has {atoms} atoms; the service takes at most {limits.max_atoms}.", "Use a smaller cell."
         )
 
 
@@ -367,28 +317,3 @@ def flag(data: Mapping[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise InvalidRequest(f"`{name}` has to be true or false, and it is {kind_of(value)}.")
     return value
-
-
-def kind_of(value: Any) -> str:
-    return _kind_of_type(type(value))
-
-
-def _kind_of_type(kind: type) -> str:
-    words = {str: "a text", bytes: "bytes", bool: "true or false", int: "a number", float: "a number", dict: "an object"}
-    return cast(str, words.get(kind, "null" if kind is type(None) else "a list" if kind in (list, tuple) else "something else"))
-
-
-def cleaned_values(value: Any) -> Any:
-    """``value`` with every text in it as valid Unicode; other readers than Python's own refuse what is not."""
-    if isinstance(value, str):
-        return cleaned(value)
-    if isinstance(value, list):
-        return [cleaned_values(entry) if type(entry) in _HOLD_TEXT else entry for entry in value]
-    if isinstance(value, dict):
-        return {cleaned(key): cleaned_values(entry) for key, entry in value.items()}
-    return value
-
-
-def cleaned(text: str) -> str:
-    """``text`` as valid Unicode: a lone surrogate, which JSON can carry, cannot be written out again."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -78,7 +78,30 @@ class AtomsFile(BaseModel):
     text: str = Field(description="The file's contents.", min_length=1)
 
 
-AnyAtoms = Annotated[Atoms | AtomsFile, Field(description="A structure, as lists or as the text of a file.")]
+class AtomsStored(BaseModel):
+    """A structure that was uploaded. In bodies of one structure `structure_id` may also stand in place of `atoms`."""
+
+    structure_id: str = Field(description="The id that POST /api/v1/structures gave.", min_length=1)
+
+
+AnyUpload = Annotated[Atoms | AtomsFile, Field(description="A structure, as lists or as the text of a file.")]
+AnyAtoms = Annotated[
+    Atoms | AtomsFile | AtomsStored, Field(description="A structure, as lists, as the text of a file, or one that was uploaded.")
+]
+
+
+def _one_of_two(schema: dict[str, Any]) -> None:
+    schema["required"] = [name for name in schema.get("required", []) if name != "atoms"]
+    schema["anyOf"] = [{"required": ["atoms"]}, {"required": ["structure_id"]}]
+
+
+class OneStructure(BaseModel):
+    """A body of one structure: `atoms`, or `structure_id` in place of it."""
+
+    model_config = ConfigDict(json_schema_extra=_one_of_two)
+
+    atoms: AnyAtoms
+    structure_id: str | None = Field(None, description="Id of an uploaded structure, in place of `atoms`.")
 
 
 class Options(BaseModel):
@@ -98,11 +121,10 @@ class Options(BaseModel):
 Task = Annotated[str, words([name.replace("-", "_") for name in CALCULATIONS])]
 
 
-class SinglePointRequest(Options):
+class SinglePointRequest(Options, OneStructure):
     """One structure for one model."""
 
     model_name: str = Field(description="Name or alias of a model of GET /api/v1/models.")
-    atoms: AnyAtoms
 
 
 class BatchRequest(Options):
@@ -121,7 +143,7 @@ class MultiModelParameters(Options):
     align: bool = Field(True, description="Whether isolated atoms are evaluated, so that energies can be compared.")
 
 
-class MultiModelRequest(BaseModel):
+class MultiModelRequest(OneStructure):
     """One structure for several models."""
 
     model_names: list[str] = Field(description="Names or aliases, each model once.", min_length=1, max_length=MAX_MODELS)
@@ -129,7 +151,6 @@ class MultiModelRequest(BaseModel):
         "single_point", description="The calculation to compare; anything but `single_point` goes through the queue."
     )
     task_params: MultiModelParameters | None = Field(None, description="Options of the task, as in a request for one model.")
-    atoms: AnyAtoms
 
 
 class Provenance(BaseModel):

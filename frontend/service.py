@@ -16,7 +16,7 @@ from forcefields import catalogue
 from forcefields.cost import Cost
 from forcegate.errors import ForcegateError
 from frontend.admission import Admission, Estimator, ModelQueue
-from frontend.decoder import Decoder
+from frontend.decoder import MEMORY, Decoder
 from frontend.requests import Limits
 from frontend.scheduler.follower import Follower
 from frontend.security.access import Gatekeeper
@@ -24,6 +24,7 @@ from frontend.security.keys import KeyStore
 from frontend.security.limits import KeyLimits
 from frontend.security.listening import keys_needed
 from frontend.settings import Settings
+from frontend.structures.store import StructureStore
 from frontend.tasks.queue import DurableTasks
 from frontend.tasks.task import Tasks
 from frontend.telemetry import Call, Metrics
@@ -61,7 +62,9 @@ class Service:
         )
         self._queues: dict[str, ModelQueue] = {}
         self._estimators: dict[str, tuple[Cost | None, Estimator]] = {}
-        self.decoder = Decoder(Limits(max_batch=settings.max_batch, max_atoms=settings.max_atoms))
+        limits = Limits(max_batch=settings.max_batch, max_atoms=settings.max_atoms)
+        self.decoder = Decoder(limits, memory=max(MEMORY, 64 * self.body_limit))
+        self.structures = StructureStore(settings)
         self.limits = KeyLimits(settings)
         self.gatekeeper = Gatekeeper(KeyStore(settings), settings.metrics_open) if keys_needed(settings) else None
         self.references: dict[tuple[str, str, int], float] = {}
@@ -97,6 +100,7 @@ class Service:
             if self.gatekeeper is not None:
                 await self.gatekeeper.close()
             await tasks.close()
+            await self.structures.close()
             await self.decoder.close()
             await self.directory.close()
             await self.evaluator.close()

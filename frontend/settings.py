@@ -121,6 +121,12 @@ class Settings(BaseSettings):
     )
     task_retention_days: float = Field(30.0, gt=0, description="Finished tasks and their files are removed after so long.")
     max_tasks_per_user: int = Field(1000, ge=1, description="Unfinished tasks that one user may have; beyond it answers 429.")
+    max_structures_per_user: int = Field(
+        1000, ge=1, description="Uploaded structures that one user may have; beyond it answers 429."
+    )
+    structure_retention_days: float = Field(
+        30.0, gt=0, description="Uploaded structures are removed so long after their last upload."
+    )
     callback_private: bool = Field(
         False, description="Whether a task's callback may go to loopback, private and other addresses that are not public."
     )

@@ -19,7 +19,7 @@ _TASK: Final = {
     "description": "Id of a task.",
     "schema": {"type": "string", "minLength": 1},
 }
-_USER: Final = {
+USER: Final = {
     "name": "X-Forcegate-User",
     "in": "header",
     "required": False,
@@ -72,13 +72,13 @@ def listing() -> dict[str, Any]:
     words = [status.value for status in Status]
     kinds = sorted({*KINDS, *(name.replace("-", "_") for name in KINDS)})
     parameters = [
-        _query("status", "State.", {"type": "string", "enum": words}),
-        _query("kind", "Kind.", {"type": "string", "enum": kinds}),
-        _query("model", "Name or alias of a model.", {"type": "string"}),
-        _query("user", "Whose tasks; `me` for those of the one who asks.", {"type": "string", "maxLength": 200}),
-        _query("limit", "Tasks of a page.", {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}),
-        _query("offset", "Tasks before the page.", {"type": "integer", "minimum": 0, "maximum": 10**9, "default": 0}),
-        _USER,
+        query("status", "State.", {"type": "string", "enum": words}),
+        query("kind", "Kind.", {"type": "string", "enum": kinds}),
+        query("model", "Name or alias of a model.", {"type": "string"}),
+        query("user", "Whose tasks; `me` for those of the one who asks.", {"type": "string", "maxLength": 200}),
+        query("limit", "Tasks of a page.", {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}),
+        query("offset", "Tasks before the page.", {"type": "integer", "minimum": 0, "maximum": 10**9, "default": 0}),
+        USER,
     ]
     return {
         "response_model": None,
@@ -94,10 +94,10 @@ def streamed(media: str, description: str, after: bool = False, format: bool = F
     parameters: list[dict[str, Any]] = [_TASK]
     number = {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}
     if after:
-        parameters.append(_query("after", "Number of the last event that was seen.", number))
-        parameters.append(_query("Last-Event-ID", "The same, as browsers send it.", number) | {"in": "header"})
+        parameters.append(query("after", "Number of the last event that was seen.", number))
+        parameters.append(query("Last-Event-ID", "The same, as browsers send it.", number) | {"in": "header"})
     if format:
-        parameters.append(_query("format", "Format of the file.", {"type": "string", "enum": list(FORMATS), "default": "extxyz"}))
+        parameters.append(query("format", "Format of the file.", {"type": "string", "enum": list(FORMATS), "default": "extxyz"}))
     if artifact:
         parameters.append(_TASK | {"name": "name", "description": "Name of a file in the list."})
     good = {"description": description, "content": {media: {"schema": {"type": "string"}}}}
@@ -123,10 +123,11 @@ def _submitted(kind: Kind, good: dict[int | str, dict[str, Any]], *statuses: int
                 "required": True,
                 "content": {JSON: body | {"examples": {"rock salt": {"value": example}}}, MSGPACK: body},
             },
-            "parameters": [TIMEOUT, _USER, _KEY],
+            "parameters": [TIMEOUT, USER, _KEY],
         },
     }
 
 
-def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+def query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter in the query of an address."""
     return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}

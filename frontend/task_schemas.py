@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, create_model
 
 from forcegate.calculations.answers import Answer
 from frontend.requests import MAX_MODELS
-from frontend.schemas import AnyAtoms, Atoms, Error, words
+from frontend.schemas import AnyAtoms, Atoms, Error, OneStructure, words
 from frontend.tasks.kinds import CALCULATIONS, KINDS, Calculation, Kind
 from frontend.tasks.submission import CallbackBody, OptionsBody
 from frontend.tasks.task import Priority, Status
@@ -181,9 +181,12 @@ def _request(kind: Kind) -> type[BaseModel]:
         added["model_names"] = (list[str], Field(min_length=1, max_length=MAX_MODELS, description="Names or aliases, each once."))
     else:
         added["model_name"] = (one, ...)
-    added["atoms"] = (list[AnyAtoms], Field(min_length=1)) if kind.name == "batch" else (AnyAtoms, ...)
+    bases: tuple[type[BaseModel], ...] = (kind.parameters, OneStructure)
+    if kind.name == "batch":
+        added["atoms"] = (list[AnyAtoms], Field(min_length=1))
+        bases = (kind.parameters,)
     name = f"{title_of(kind.name)}Task"
-    return create_model(name, __base__=kind.parameters, __doc__=kind.title, __module__=__name__, **added)
+    return create_model(name, __base__=bases, __doc__=kind.title, __module__=__name__, **added)
 
 
 def _result(kind: Calculation) -> type[BaseModel]:

@@ -15,7 +15,7 @@ from frontend import calculations
 from frontend.bodies import ClientDisconnect, answer, media_type, read_body
 from frontend.documentation import calculation
 from frontend.requests import Calculation
-from frontend.routes.submitting import waited
+from frontend.routes.submitting import decoded, waited
 from frontend.service import Service, call_of, service_of
 from frontend.tasks.submission import Submission
 from frontend.telemetry import Call
@@ -71,7 +71,7 @@ async def _calculate(
     try:
         body = await read_body(request, call, service.admission, service.body_limit)
         with Watch(request, call):
-            task = await service.decoder.decode(name, body, media, call)
+            task = await decoded(request, service, call, name, body, media)
             del body
             if isinstance(task, Submission):
                 # Anything but single points goes through the queue, which has more time.

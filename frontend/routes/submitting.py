@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from fastapi import Request, Response
 
 from forcegate.errors import InvalidRequest, NotFound, TaskContinues
 from frontend.bodies import answer, media_type, read_body
-from frontend.requests import TASK
+from frontend.requests import TASK, Calculation, Named
 from frontend.security.keys import Scope
 from frontend.service import Service, call_of, service_of
 from frontend.tasks.answers import result_of
@@ -68,6 +68,19 @@ def seen_by(request: Request) -> str | None:
     return None if key is None or key.scope.covers(Scope.OPERATE) else key.user
 
 
+async def decoded(request: Request, service: Service, call: Call, calculation: Calculation | str, body: bytes, media: str) -> Any:
+    """The record of a body; the uploaded structures that it names are put in.
+
+    Raises:
+        ForcegateError: see ``frontend.requests.decode`` and ``StructureStore.fetch``.
+    """
+    record = await service.decoder.decode(calculation, body, media, call)
+    if isinstance(record, Named):
+        stored = await service.structures.fetch(user_of(request), record.ids, service.body_limit)
+        record = await service.decoder.decode(calculation, body, media, call, stored)
+    return record
+
+
 async def submission_of(request: Request, service: Service, call: Call, kind: str) -> Submission:
     """The submission in a request's body, checked as far as that goes without the models.
 
@@ -76,7 +89,7 @@ async def submission_of(request: Request, service: Service, call: Call, kind: st
     """
     media = media_type(request.scope)
     body = await read_body(request, call, service.admission, service.body_limit)
-    submission = await service.decoder.decode(f"{TASK}{kind}", body, media, call)
+    submission = await decoded(request, service, call, f"{TASK}{kind}", body, media)
     assert isinstance(submission, Submission)
     return submission
 

@@ -72,8 +72,8 @@ async def tasks(request: Request) -> Response:
         kind=None if kind is None else kind.replace("_", "-"),
         model=_canonical(request, query.get("model")),
         user=seen_by(request) or (me if user == "me" else _plain("user", user)),
-        limit=_number(request, "limit", PAGE, 1, LONGEST_PAGE),
-        offset=_number(request, "offset", 0, 0, 10**9),
+        limit=number(request, "limit", PAGE, 1, LONGEST_PAGE),
+        offset=number(request, "offset", 0, 0, 10**9),
     )
     return await answer({"total": total, "tasks": [answers.described(view) for view in views]}, call)
 
@@ -143,7 +143,12 @@ async def queue(request: Request) -> Response:
     return await answer(body, call_of(request))
 
 
-def _number(request: Request, name: str, default: int, low: int, high: int) -> int:
+def number(request: Request, name: str, default: int, low: int, high: int) -> int:
+    """A whole number in the query of an address.
+
+    Raises:
+        InvalidRequest: it is none, or out of bounds.
+    """
     given = request.query_params.get(name)
     if given is None:
         return default

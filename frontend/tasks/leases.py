@@ -16,7 +16,7 @@ from frontend.tasks import order
 from frontend.tasks.attempt import Attempt, Reason
 from frontend.tasks.ledger import Ledger
 from frontend.tasks.queue import FINAL, folder
-from frontend.tasks.tables import OF_A_TASK, PARTS, STATES, TASKS, WORKERS, inserting, now, writing
+from frontend.tasks.tables import OF_A_TASK, PARTS, STATES, STRUCTURES, TASKS, WORKERS, inserting, now, writing
 from frontend.tasks.task import Status
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,13 @@ class Leases:
         self._put_back()
 
     def remove_old(self) -> int:
-        """Removes tasks that have been final for longer than they are kept, with their files. Returns how many."""
+        """Removes tasks that have been final for longer than they are kept, with their files. Returns how many.
+
+        Uploaded structures whose time is over go too.
+        """
+        kept_since = self.ledger.clock() - self._settings.structure_retention_days * 86_400
+        with self._engine.begin() as connection:
+            connection.execute(STRUCTURES.delete().where(STRUCTURES.c.uploaded < kept_since))
         limit = self.ledger.clock() - self._settings.task_retention_days * 86_400
         old = sa.select(TASKS.c.id, TASKS.c.dispatch).where(TASKS.c.status.in_(FINAL), TASKS.c.finished < limit)
         with self._engine.connect() as connection:

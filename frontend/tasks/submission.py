@@ -13,7 +13,8 @@ from forcefields.runtime.physics import check_geometry
 from forcegate.calculations.placements import guest_of
 from forcegate.errors import ForcegateError, InvalidRequest, UnsupportedTask
 from forcegate.structure import Structure, from_atoms, to_mapping
-from frontend.requests import Limits, cleaned, flag, heads_of, kind_of, mapping, model_names, read_structure, required, text
+from frontend.entries import cleaned, kind_of, read_structure
+from frontend.requests import Limits, atoms_of, flag, heads_of, mapping, model_names, required, text
 from frontend.tasks.kinds import CALCULATIONS, TaskParameters
 from frontend.tasks.kinds.interaction_energy import InteractionEnergy
 from frontend.tasks.task import Callback, Options, Priority, Status
@@ -136,7 +137,7 @@ def _multi_model(data: Mapping[str, Any], limits: Limits) -> Submission:
     task, given = _task(data), mapping(data, "task_params")
     asked, guest = _parameters(task, {**_level(data), **given}, limits)
     names, heads, align = model_names(data), heads_of(given), flag(given, "align", True)
-    structure = _structure(required(data, "atoms"), asked, limits)
+    structure = _structure(atoms_of(data), asked, limits)
     parameters = {"task": task, "parameters": asked.model_dump(mode="json"), "atoms": to_mapping(structure), "align": align}
     submission = _submission("multi-model", names, asked, parameters, {0: structure}, data, guest=guest)
     return replace(submission, heads={name: heads.get(name) or asked.head or "" for name in names})
@@ -219,8 +220,8 @@ def _structure(entry: Any, asked: TaskParameters, limits: Limits) -> Structure:
 
 def _atoms_of(name: str, data: Mapping[str, Any]) -> Any:
     if name == "interaction-energy" and data.get("atoms") is None and data.get("host") is not None:
-        return data["host"]
-    return required(data, "atoms")
+        return atoms_of(data, "host")
+    return atoms_of(data)
 
 
 def _task(data: Mapping[str, Any]) -> str:

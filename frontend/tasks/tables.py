@@ -114,6 +114,20 @@ DURATIONS = sa.Table(
     sa.Column("seconds", _TIME, nullable=False),  # running mean of completed tasks
 )
 
+STRUCTURES = sa.Table(
+    "forcegate_structures",
+    _METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("user", sa.String(256), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("formula", sa.Text, nullable=False),
+    sa.Column("atoms", sa.Integer, nullable=False),
+    sa.Column("uploaded", _TIME, nullable=False, index=True),
+    sa.Column("content", sa.LargeBinary, nullable=False),  # see frontend/structures/upload.py
+    sa.Column("preview", sa.Text, nullable=False),  # JSON
+    sa.Index("forcegate_structures_user", "user", "uploaded"),
+)
+
 OF_A_TASK = (EVENTS, STATES, PARTS, CALLBACKS)
 """What goes when a task goes."""
 

@@ -36,10 +36,18 @@ def test_old_finished_tasks_go_with_everything_that_belongs_to_them(bench: Bench
                 for table, values in ((tables.STATES, {"state": b"x"}), (tables.PARTS, {"result": "{}"})):
                     connection.execute(table.insert().values(task=old, part="whole", **values))
 
+                structure = {"user": "a", "name": "", "formula": "Ar", "atoms": 1, "content": b"x", "preview": "{}"}
+                for age in (0.0, 3.0):
+                    kept = {"id": f"{age}", "uploaded": time.time() - (settings.structure_retention_days - 2 + age) * DAY}
+                    connection.execute(tables.STRUCTURES.insert().values(**structure, **kept))
+
             def removed(days: float) -> int:
                 ledger = Ledger(engine, entries, settings.task_lease_seconds, lambda: time.time() + days * DAY)
                 return Leases(ledger, settings, "cleaner").remove_old()
 
+            assert removed(1) == 0
+            with engine.connect() as connection:
+                assert connection.scalars(sa.select(tables.STRUCTURES.c.id)).all() == ["0.0"]
             assert removed(settings.task_retention_days - 1) == 0
             assert (await tasks.view(old)).status is Status.CANCELLED
             assert removed(settings.task_retention_days + 1) == 1

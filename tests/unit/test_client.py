@@ -201,3 +201,29 @@ def test_asynchronous_retries_and_errors() -> None:
         asyncio.run(work())
     assert len(script.requests) == 2
     assert json.loads(script.requests[0].content)["task_params"] == {"heads": {"a": "x"}}
+
+
+def test_structures_are_uploaded_and_named(tmp_path: Path) -> None:
+    kept = {"structure_id": "0123456789abcdef" * 2, "formula": "Cu", "preview": {}}
+    script = Script(httpx.Response(201, json=kept))
+    path = tmp_path / "copper.vasp"
+    bulk("Cu").write(path, format="vasp")
+    for encoding in ("json", "msgpack"):
+        client = script.client(encoding=encoding)
+        assert client.upload(path) == kept
+        for form in (kept["structure_id"], kept):
+            client.single_point(form, "m")
+            client.submit("batch", [form], "m")
+    client = script.client()
+    for call in (client.structure, client.delete_structure):
+        call(kept["structure_id"])
+    loads = {"application/json": json.loads, "application/msgpack": msgpack.unpackb}
+    bodies = [loads[request.headers["content-type"]](request.content) for request in script.requests[:-2]]
+    assert [body.get("name") for body in bodies] == ["copper.vasp", None, None, None, None] * 2
+    named = {"structure_id": kept["structure_id"]}
+    assert [body["atoms"] for body in bodies[1:5]] == [named, [named]] * 2
+    assert [body["atoms"] for body in bodies[6:]] == [named, [named]] * 2
+    assert [request.method for request in script.requests[-2:]] == ["GET", "DELETE"]
+    pages = Script(httpx.Response(200, json={"total": 1, "structures": [kept]}))
+    assert pages.client().structures(limit=1) == [kept]
+    assert pages.requests[0].url.query == b"limit=1&offset=0"

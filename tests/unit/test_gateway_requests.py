@@ -416,7 +416,7 @@ def test_a_load_may_ask_for_a_dtype() -> None:
 def test_a_files_text_is_never_read_on_the_event_loop(name: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[bytes] = []
 
-    async def elsewhere(_self: Decoder, _calculation: str, body: bytes, _media: str) -> None:
+    async def elsewhere(_self: Decoder, _calculation: str, body: bytes, *_: object) -> None:
         sent.append(body)
 
     monkeypatch.setattr(Decoder, "_in_process", elsewhere)

@@ -1,0 +1,1 @@
+"""Structures that are uploaded once and then named by their id."""
