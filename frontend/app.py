@@ -103,7 +103,9 @@ async def _framework(request: Request, error: Exception) -> Response:
     response = await _typed(request, typed)
     if error.status_code == 405 and error.headers:
         response.headers.update(error.headers)
-        # A path may be several routes, one for each method, and the framework names those of the first.
+        # A path may be several routes, one for each method, and the framework names those of the first. Others that match are of
+        # another path: /tasks/optimization is no task of that name.
         found = [route for route in _ROUTES if route.matches(request.scope)[0] is Match.PARTIAL]
-        response.headers["Allow"] = ", ".join(sorted({method for route in found for method in route.methods or ()}))
+        methods = {method for route in found if route.path == found[0].path for method in route.methods or ()}
+        response.headers["Allow"] = ", ".join(sorted(methods))
     return response
