@@ -99,10 +99,7 @@ def own(models: Sequence[str], state: Path, configured: Settings, **overrides: o
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    values = settings.model_dump()
-    values["models"] = ",".join(settings.models)
-    variables = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-    return variables | {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items()}
+    return {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)} | settings.as_variables()
 
 
 def _wait(settings: Settings, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -102,10 +102,8 @@ class Gateways:
 def child_environment(settings: Settings) -> dict[str, str]:
     """The variables of a process of the service: those of this one, with its settings in place of what was given."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-    values = settings.model_dump()
-    values |= {name: ",".join(value) for name, value in values.items() if isinstance(value, tuple)}
-    values["root"], values["state"] = settings.root.resolve(), settings.state.resolve()
-    return environment | {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items()}
+    absolute = {"root": settings.root.resolve(), "state": settings.state.resolve()}
+    return environment | settings.model_copy(update=absolute).as_variables()
 
 
 def _listen(host: str, port: int) -> socket.socket:
