@@ -39,8 +39,11 @@ class Machine(Protocol):
     async def unload(self, model: str) -> None:
         """Unloads a model; what it is evaluating is finished first."""
 
+    def look(self) -> None:
+        """Finds the processes that there are now."""
+
     def held_mb(self, model: str, device: Device) -> int:
-        """Memory of the device that the model's processes hold, in MB of 2^20 bytes; 0 where there are none."""
+        """Memory of the device that the model's processes hold, in MB of 2^20 bytes; 0 where ``look`` has found none."""
 
     def end(self, model: str) -> None:
         """Ends the model's processes, whatever they do."""
@@ -127,6 +130,7 @@ class Carrier(ABC):
             await self._load_failed(life, device, error)
             return
         now = self.clock()
+        self._machine.look()
         life.residency.loaded(now)
         self.tally.loads[life.model] += 1
         self.tally.load_seconds.observe(now - began)
@@ -176,14 +180,18 @@ class Carrier(ABC):
     async def _clear(self, life: Life, device: Device, patience: float) -> int:
         """Waits until the model holds nothing; after ``patience`` its processes are ended. Returns what it held until then."""
         until = self.clock() + patience
-        while (left := self._machine.held_mb(life.model, device)) and self.clock() < until:  # noqa: ASYNC110
+        while (left := self._left(life, device)) and self.clock() < until:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)
         if not left:
             return 0
         self._machine.end(life.model)
-        while self._machine.held_mb(life.model, device):  # noqa: ASYNC110
+        while self._left(life, device):  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)
         return left
+
+    def _left(self, life: Life, device: Device) -> int:
+        self._machine.look()
+        return self._machine.held_mb(life.model, device)
 
     def measure(self, life: Life) -> None:
         """Takes what the model holds now into its footprint and into the plan."""

@@ -257,6 +257,7 @@ class Owner(Carrier):
     def tick(self) -> None:
         """Time has passed: measurements, models that nobody asks for, devices that come back."""
         now = self.clock()
+        self._machine.look()
         for life in list(self.lives.values()):
             self.measure(life)
         for device in self.cluster.devices:
@@ -276,6 +277,7 @@ class Owner(Carrier):
         if life.device or life.work is not None or device not in self.cluster.position:
             return
         life.device, life.dtype, life.evicted, life.error = device, dtype, "", None
+        self._machine.look()
         life.residency.want(now)
         life.residency.state, life.residency.failures = "resident", 0
         self.cluster.load(model, self.cluster.position[device], self._estimate(model), now, ready=True)

@@ -6,10 +6,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from forcefields.catalogue import Catalogue
 from forcegate.errors import NotFound, ServerUnavailable, UnknownModel
@@ -31,8 +31,11 @@ log = logging.getLogger(__name__)
 REFRESH_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 1.0
 
-Bring = Callable[[str, str, list[dict[str, Any]]], Awaitable[None]]
-"""Loads the named model in a dtype with an instance_group, and sends a canary."""
+
+class Bring(Protocol):
+    """Loads the named model in a dtype, with its instance_group of ``Residents.groups``, and sends a canary."""
+
+    def __call__(self, name: str, *, dtype: str) -> Awaitable[None]: ...
 
 
 class Residents:
@@ -107,7 +110,7 @@ class Residents:
         self.groups[model] = [group]
         variant = self._catalogue.resolve(model)
         dtype = dtype or variant.dtype
-        await self._bring(model, dtype, [group])
+        await self._bring(model, dtype=dtype)
         self._watch.wanted[model] = dtype
 
     async def unload(self, model: str) -> None:
@@ -115,10 +118,13 @@ class Residents:
         self._watch.wanted.pop(model, None)
         await self._control.unload(model)
 
+    def look(self) -> None:
+        """See ``Machine``. It reads the process table, so once serves all models."""
+        self._watch.refresh()
+
     def held_mb(self, model: str, device: Device) -> int:
         """See ``Machine``. On the CPU it is resident memory, pages that processes share counted for each: too much rather than too
         little."""
-        self._watch.refresh()
         pids = self._watch.processes_of(model)
         if device.kind == "cpu":
             return sum(resident_mb(pid) or 0 for pid in pids)

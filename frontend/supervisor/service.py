@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ import psutil
 from forcefields import catalogue as catalogues
 from forcefields.catalogue import Catalogue, Variant
 from forcegate.errors import ForcegateError, GateFailed, SetupError
-from frontend.scheduler.server import Server
 from frontend.settings import Settings
 from frontend.supervisor import triton
 from frontend.supervisor.gateways import Gateways, child_environment
@@ -69,8 +68,7 @@ class Service:
         self._watch = ModelWatch(
             self._control, lambda: self._triton.pid if self._triton.running else None, self._bring, lambda: triton.regions(settings)
         )
-        self.residents = Residents(settings, catalogue, self._control, self._watch, self._place)
-        self._scheduler: Server | None = None
+        self.residents = Residents(settings, catalogue, self._control, self._watch, partial(self._bring, dead=False))
         self._stopping = False
         self._keepers: list[asyncio.Task[None]] = []
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -124,16 +122,9 @@ class Service:
             await self._control.unload(name)
             raise
 
-    async def _place(self, name: str, dtype: str, group: list[dict[str, Any]]) -> None:
-        """Loads a model where the scheduler has placed it."""
-        self.residents.groups[name] = group
-        await self._bring(name, dead=False, dtype=dtype)
-
     async def start_scheduler(self) -> None:
         """Reads the devices; from now on the residents have their owner."""
-        self._scheduler = await self.residents.start()
-        self._keepers.append(asyncio.create_task(self._scheduler.run()))
-        self._keepers[0].add_done_callback(self._keeper_ended)
+        self._keep_going((await self.residents.start()).run())
 
     def _report(self, variant: Variant) -> dict[str, Any]:
         try:
@@ -164,25 +155,19 @@ class Service:
 
     def keep_alive(self) -> None:
         """From now on a process that ends is started again, and a model whose process dies is brought back."""
-        self._keepers += [
-            asyncio.create_task(self._keep("tritonserver", self._triton, self._restart_triton)),
-            *(
-                asyncio.create_task(self._keep(gateway.name, gateway, partial(self._gateways.start_one, gateway, START_SECONDS)))
-                for gateway in self._gateways.processes
-            ),
-            *(asyncio.create_task(self._keep(one.name, one, partial(self._start_worker, one), False)) for one in self._workers),
-            asyncio.create_task(self._watch.run()),
-            asyncio.create_task(
-                keep_short(
-                    [
-                        *(worker.log for worker in self._workers),
-                        *(self._triton.log.with_name(f"{name}.log") for name in ("triton", "gateway", "supervisor")),
-                    ]
-                )
-            ),
-        ]
-        for keeper in self._keepers[1:]:
-            keeper.add_done_callback(self._keeper_ended)
+        self._keep_going(self._keep("tritonserver", self._triton, self._restart_triton))
+        for gateway in self._gateways.processes:
+            self._keep_going(self._keep(gateway.name, gateway, partial(self._gateways.start_one, gateway, START_SECONDS)))
+        for worker in self._workers:
+            self._keep_going(self._keep(worker.name, worker, partial(self._start_worker, worker), False))
+        self._keep_going(self._watch.run())
+        logs = [self._triton.log.with_name(f"{name}.log") for name in ("triton", "gateway", "supervisor")]
+        self._keep_going(keep_short([*(worker.log for worker in self._workers), *logs]))
+
+    def _keep_going(self, work: Coroutine[Any, Any, None]) -> None:
+        keeper = asyncio.create_task(work)
+        keeper.add_done_callback(self._keeper_ended)
+        self._keepers.append(keeper)
 
     def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
         """A service that nobody watches any more has to stop, and to say why."""
