@@ -36,21 +36,15 @@ docs: $(STAMP) ## write the generated documents anew
 site: environments/docs/.made ## the documentation as a site, in var/site
 	@NO_MKDOCS_2_WARNING=1 environments/docs/bin/mkdocs build --quiet && echo "open var/site/index.html"
 
-environments/docs/.made: $(STAMP) requirements/docs.txt
-	@echo "environment docs: installing $$(grep -c == requirements/docs.txt) pinned packages"
-	@environments/uv/bin/uv venv --quiet --clear --python $$($(PYTHON) -c 'import sys; print(sys.executable)') environments/docs
-	@environments/uv/bin/uv pip install --python environments/docs/bin/python --quiet -r requirements/docs.txt \
-	  || { echo "The packages of the site could not be installed: is the package registry reachable?"; exit 1; }
-	@touch $@
-
 audit: environments/audit/.made ## every pinned package against the published advisories; needs the network
 	@$(BIN)/python -m exporters.audit
 
-environments/audit/.made: $(STAMP) requirements/audit.txt
-	@echo "environment audit: installing $$(grep -c == requirements/audit.txt) pinned packages"
-	@environments/uv/bin/uv venv --quiet --clear --python $$($(PYTHON) -c 'import sys; print(sys.executable)') environments/audit
-	@environments/uv/bin/uv pip install --python environments/audit/bin/python --quiet -r requirements/audit.txt \
-	  || { echo "pip-audit could not be installed: is the package registry reachable?"; exit 1; }
+# Of tools that have nothing to do with the service: docs, audit, deploy.
+environments/%/.made: requirements/%.txt $(STAMP)
+	@echo "environment $*: installing $$(grep -c == $<) pinned packages"
+	@environments/uv/bin/uv venv --quiet --clear --python $$($(PYTHON) -c 'import sys; print(sys.executable)') environments/$*
+	@environments/uv/bin/uv pip install --python environments/$*/bin/python --quiet -r $< \
+	  || { echo "The packages of requirements/$*.txt could not be installed: is the package registry reachable?"; exit 1; }
 	@touch $@
 
 clean: ## remove everything that was built

@@ -99,7 +99,7 @@ def own(models: Sequence[str], state: Path, configured: Settings, **overrides: o
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)} | settings.as_variables()
+    return {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)} | settings.as_environment()
 
 
 def _wait(settings: Settings, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from docker import compose, dashboards, pins, production
+from exporters.generated import bring_up_to_date
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,15 +27,7 @@ def files() -> dict[Path, str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Writes, or only compares; returns the exit status."""
-    different = [path for path, text in files().items() if not path.is_file() or path.read_text() != text]
-    if "--check" in arguments:
-        for path in different:
-            print(f"{path.relative_to(ROOT)} is not what the code says: run python -m docker.generate", file=sys.stderr)  # noqa: T201
-        return int(bool(different))
-    for path in different:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(files()[path])
-    return 0
+    return bring_up_to_date(files(), arguments, "docker.generate")
 
 
 if __name__ == "__main__":

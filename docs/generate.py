@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from exporters.generated import bring_up_to_date
 from exporters.repository import format_elements
 from forcefields import catalogue
 from forcefields.catalogue import Catalogue, Family, Variant
@@ -313,14 +314,7 @@ have their results.
 
 def main(arguments: Sequence[str]) -> int:
     """Writes, or only compares, the pages; returns the exit status."""
-    different = [path for path, text in pages().items() if not path.is_file() or path.read_text() != text]
-    if "--check" in arguments:
-        for path in different:
-            print(f"{path.relative_to(ROOT)} is not what the code says: run python -m docs.generate", file=sys.stderr)  # noqa: T201
-        return int(bool(different))
-    for path, text in pages().items():
-        path.write_text(text)
-    return 0
+    return bring_up_to_date(pages(), arguments, "docs.generate")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ it twice. ``forbidden`` and ``none`` ones cannot take it.
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 from forcegate.errors import DispersionNotSupported, InvalidRequest
 
@@ -62,6 +63,26 @@ def correction(model: str, policy: str, functional: str, asked: str) -> str | No
             f"There is one for {', '.join(DAMPINGS)}.",
         )
     return f"d3bj-{damping}"
+
+
+class Described(Protocol):
+    """What a catalogue or a service says of a model."""
+
+    @property
+    def default_head(self) -> str:
+        """The head that is used where none is named; empty for a model without heads."""
+
+    def dispersion_of(self, head: str) -> str:
+        """The policy of a head."""
+
+    def functional_of(self, head: str) -> str:
+        """The functional of a head."""
+
+
+def correction_of(model: str, described: Described, head: str | None, asked: str) -> str | None:
+    """``correction`` of a model for one of its heads, the default one where ``head`` is None or empty."""
+    used = head or described.default_head
+    return correction(model, described.dispersion_of(used), described.functional_of(used), asked)
 
 
 def damping_of(functional: str) -> str | None:

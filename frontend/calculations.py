@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from forcegate.contract import EXTRA_OUTPUTS, output_specs
-from forcegate.dispersion import UNCORRECTED, correction
+from forcegate.dispersion import UNCORRECTED, correction_of
 from forcegate.errors import ForcegateError, InvalidRequest, Overloaded, UnknownModel, UnsupportedTask
 from forcegate.structure import Structure
 from frontend import evaluation, merge
@@ -154,8 +154,7 @@ async def _using(service: Service, name: str, head: str, options: Options, call:
         return
     variant = service.directory.entry(name).variant
     require_head(variant.name, variant.heads, head)
-    used = head or variant.default_head
-    added = correction(variant.name, variant.dispersion_of(used), variant.functional_of(used), options.dispersion)
+    added = correction_of(variant.name, variant, head, options.dispersion)
     async with service.using((variant.name,) if added is None else (variant.name, added), call):
         yield _asked(service, name, head, options)
 
@@ -163,8 +162,7 @@ async def _using(service: Service, name: str, head: str, options: Options, call:
 def _asked(service: Service, name: str, head: str, options: Options) -> Asked:
     facts = service.directory.facts(name)
     require_head(facts.model, facts.heads, head)
-    used = head or facts.default_head
-    added = correction(facts.model, facts.dispersion_of(used), facts.functional_of(used), options.dispersion)
+    added = correction_of(facts.model, facts, head, options.dispersion)
     return Asked(facts, head, None if added is None else service.directory.facts(added))
 
 

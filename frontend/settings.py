@@ -239,7 +239,7 @@ class Settings(BaseSettings):
         for name in ("grpc_ca", "grpc_client_certificate", "grpc_client_key"):
             os.environ[PREFIX + name.upper()] = getattr(self, name)
 
-    def as_variables(self) -> dict[str, str]:
+    def as_environment(self) -> dict[str, str]:
         """The environment variables that mean these settings."""
         values = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in self.model_dump().items()}
         return {PREFIX + name.upper(): value for name, value in values.items()}

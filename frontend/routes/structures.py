@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -18,6 +17,7 @@ from frontend.routes.submitting import user_of
 from frontend.routes.tasks import LONGEST_PAGE, PAGE, number
 from frontend.service import Service, call_of, service_of
 from frontend.structures.store import ID, Kept
+from frontend.tasks.answers import moment
 
 router = APIRouter(prefix="/api/v1", tags=["Structures"])
 
@@ -110,10 +110,6 @@ def _view(service: Service, kept: Kept) -> dict[str, Any]:
         "name": kept.name,
         "formula": kept.formula,
         "natoms": kept.atoms,
-        "uploaded_at": _moment(kept.uploaded),
-        "expires_at": _moment(service.structures.expires(kept)),
+        "uploaded_at": moment(kept.uploaded),
+        "expires_at": moment(service.structures.expires(kept)),
     }
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -103,7 +103,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
     """The variables of a process of the service: those of this one, with its settings in place of what was given."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
     absolute = {"root": settings.root.resolve(), "state": settings.state.resolve()}
-    return environment | settings.model_copy(update=absolute).as_variables()
+    return environment | settings.model_copy(update=absolute).as_environment()
 
 
 def _listen(host: str, port: int) -> socket.socket:

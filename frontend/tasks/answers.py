@@ -26,9 +26,9 @@ def described(view: View) -> dict[str, Any]:
         "kind": view.kind,
         "models": list(view.models),
         "user": view.user,
-        "created_at": _time(view.created),
-        "started_at": _time(view.started),
-        "finished_at": _time(view.finished),
+        "created_at": moment(view.created),
+        "started_at": moment(view.started),
+        "finished_at": moment(view.finished),
         "attempt": view.attempt,
         "worker": view.worker,
         "progress": view.progress,
@@ -65,5 +65,6 @@ def error_of(view: View) -> ForcegateError:
     return known
 
 
-def _time(seconds: float | None) -> str | None:
+def moment(seconds: float | None) -> str | None:
+    """A time as answers tell it, UTC; ``seconds`` since the epoch."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -10,7 +10,7 @@ from ase.data import chemical_symbols
 
 from forcefields.catalogue import Variant
 from forcefields.runtime import physics
-from forcegate.dispersion import correction
+from forcegate.dispersion import correction_of
 from forcegate.errors import ForcegateError, InvalidRequest, ModelNotReady, UnknownModel
 from forcegate.structure import Structure
 from frontend.requests import require_head
@@ -107,8 +107,7 @@ def _level(directory: Directory, name: str, head: str, dispersion: str) -> dict[
     _require_ready(directory, name)
     variant = entry.variant
     require_head(variant.name, variant.heads, head)
-    used = head or variant.default_head
-    added = correction(variant.name, variant.dispersion_of(used), variant.functional_of(used), dispersion)
+    added = correction_of(variant.name, variant, head, dispersion)
     if added is not None:
         _require_ready(directory, added)
     return {"model": variant.name, "head": head or None, "dispersion": dispersion}

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from ase import Atoms
 from forcefields import catalogue as catalogues
 from forcegate.calculations.forces import Point, Served
 from forcegate.calculator import ForcegateCalculator
-from forcegate.dispersion import correction
+from forcegate.dispersion import correction_of
 from frontend.scheduler.follower import Follower
 
 WAIT_SECONDS: Final = 60.0
@@ -27,7 +28,6 @@ class Holder:
     """One worker's connection to the owner of the residents, for calls from threads."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._loop = asyncio.new_event_loop()
         self._follower = Follower(folder, "worker")
         threading.Thread(target=self._run, name="residency", daemon=True).start()
@@ -60,8 +60,7 @@ class HeldForces(Served):
     def __init__(self, holder: Holder, model: str, address: str, *, head: str | None, dispersion: str) -> None:
         super().__init__(model, address, head=head, dispersion=dispersion)
         variant = catalogues.load().resolve(model)
-        used = head or variant.default_head
-        added = correction(variant.name, variant.dispersion_of(used), variant.functional_of(used), dispersion)
+        added = correction_of(variant.name, variant, head, dispersion)
         self._holder, self._models = holder, (variant.name, *(() if added is None else (added,)))
 
     def calculator(self) -> HeldCalculator:
@@ -89,19 +88,19 @@ class HeldForces(Served):
 
 
 class HeldCalculator(ForcegateCalculator):
-    """``ForcegateCalculator`` that holds its models for whatever it asks of them, what they can compute included."""
+    """``ForcegateCalculator`` that holds its models whenever it asks them: once for what they can compute, then for each step."""
 
     def __init__(self, holder: Holder, models: tuple[str, ...], *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self._holder, self._models = holder, models
 
-    @property
+    @cached_property
     def implemented_properties(self) -> list[str]:  # type: ignore[override]
-        """See ``ForcegateCalculator``."""
+        """See ``ForcegateCalculator``. ASE looks at it before each number; it does not change."""
         with self._holder.hold(self._models):
             return super().implemented_properties
 
-    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+    def calculate(self, *args: Any, **named: Any) -> None:
         """See ``ForcegateCalculator``."""
         with self._holder.hold(self._models):
-            return super().get_property(name, atoms, allow_calculation)
+            super().calculate(*args, **named)

@@ -9,14 +9,16 @@ import pytest
 
 from docker import generate
 
+FILES = generate.files()
 
-@pytest.mark.parametrize("path", generate.files(), ids=lambda path: path.name)
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_generated_files_are_up_to_date(path: Path) -> None:
-    assert path.read_text() == generate.files()[path], "run python -m docker.generate"
+    assert path.read_text() == FILES[path], "run python -m docker.generate"
 
 
 def test_the_service_is_installed_without_what_only_tests_need() -> None:
-    pins = generate.files()[generate.ROOT / "requirements" / "service.txt"].splitlines()
+    pins = FILES[generate.ROOT / "requirements" / "service.txt"].splitlines()
     names = {pin.partition("==")[0] for pin in pins}
     assert {"fastapi", "dbos", "grpcio", "psycopg-binary", "phonopy"} <= names
     assert not names & {"pytest", "mypy", "ruff", "torch", "schemathesis"}
@@ -31,7 +33,7 @@ def test_drift_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 def test_nothing_is_written_where_nothing_differs(tmp_path: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in generate.files()}
+    before = {path: path.stat().st_mtime_ns for path in FILES}
     assert generate.main([]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert not subprocess.run(["git", "diff", "--quiet", "--", "requirements/service.txt"], cwd=generate.ROOT).returncode
