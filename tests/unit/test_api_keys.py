@@ -226,7 +226,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = run.invoke(application(), ["keys", "list", "--json"])
     assert '"state": "valid"' in listed.stdout
     assert token not in listed.stdout
-    assert token.rpartition("_")[2] not in listed.stdout
+    assert token.split("_", 2)[2] not in listed.stdout  # the secret may hold further underscores
     identifier = str(access.id_of(token))
     assert run.invoke(application(), ["keys", "revoke", identifier]).exit_code == 0
     assert '"state": "revoked"' in run.invoke(application(), ["keys", "list", "--json"]).stdout
