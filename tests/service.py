@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +68,11 @@ class RunningService:
     def stub(self, model: str) -> psutil.Process:
         """The process of one model."""
         marker = f"/{model}/1/model.py"
-        return next(
-            p for p in self.descendants() if p.status() != psutil.STATUS_ZOMBIE and any(a.endswith(marker) for a in p.cmdline())
-        )
+        for process in self.descendants():
+            with suppress(psutil.NoSuchProcess):  # ended since they were listed
+                if process.status() != psutil.STATUS_ZOMBIE and any(a.endswith(marker) for a in process.cmdline()):
+                    return process
+        raise StopIteration(f"{model} has no process")
 
     def shared_memory(self) -> list[str]:
         """Names of its shared-memory regions that exist now."""

@@ -87,6 +87,11 @@ class ChildProcess:
             self._process.kill()
             await self._process.wait()
 
+    def kill(self) -> None:
+        """SIGKILL, without waiting for the end."""
+        if self._process is not None and self.running:
+            self._process.kill()
+
     def tail(self, lines: int = 15) -> str:
         """The end of its log."""
         try:

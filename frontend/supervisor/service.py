@@ -66,7 +66,11 @@ class Service:
         self._workers = [ChildProcess(f"worker {n}", logs / f"worker-{n}.log", to_file) for n in range(settings.workers)]
         self._control = TritonControl(settings.grpc_address, restriction.key_of(settings))
         self._watch = ModelWatch(
-            self._control, lambda: self._triton.pid if self._triton.running else None, self._bring, lambda: triton.regions(settings)
+            self._control,
+            lambda: self._triton.pid if self._triton.running else None,
+            self._bring,
+            lambda: triton.regions(settings),
+            self._triton.kill,
         )
         self.residents = Residents(settings, catalogue, self._control, self._watch, partial(self._bring, dead=False))
         self._stopping = False
@@ -111,10 +115,11 @@ class Service:
         variant = catalogues.load().resolve(name)
         variant = variant.with_dtype(dtype or variant.dtype)
         if dead:
-            await self._control.reload(name, variant.dtype)
+            load = self._control.reload(name, variant.dtype)
         else:
             repositories = (self._settings.repository, self._foreign)
-            await self._control.load_in(name, variant.dtype, repositories, placement=self.residents.groups.get(name))
+            load = self._control.load_in(name, variant.dtype, repositories, placement=self.residents.groups.get(name))
+        await self._watch.launches.watched(name, load)
         self._watch.refresh()
         try:
             await canary.check(self._settings.grpc_address, self._catalogue, variant, self._settings.state)
@@ -201,6 +206,7 @@ class Service:
             self._say(f"{name} is back after {time.monotonic() - started:.1f} s" if failures else f"{name} is back")
 
     async def _restart_triton(self) -> None:
+        self._watch.launches.look([])
         left = triton.clean_up(self._settings, self._watch.processes)
         log.warning("cleaned up after tritonserver", extra={"left": left})
         await self.start_triton()

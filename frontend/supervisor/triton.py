@@ -130,13 +130,14 @@ def regions(settings: Settings) -> list[str]:
     return [str(path) for path in SHARED_MEMORY.glob(f"{prefix(settings)}*")]
 
 
-def regions_in_use(server: int) -> set[str]:
-    """Names of the regions that the server's living model processes were started with; they are among their arguments."""
-    named: set[str] = set()
+def regions_in_use(server: int) -> dict[str, str]:
+    """The arguments of the server's living processes, each with the process's model; names of regions are among them."""
+    named: dict[str, str] = {}
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(server).children(recursive=True):
             with suppress(psutil.Error):
-                named.update(child.cmdline())
+                arguments = child.cmdline()
+                named |= dict.fromkeys(arguments, _model_of(arguments) or "")
     return named
 
 

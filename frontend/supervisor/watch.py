@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from forcegate.errors import ForcegateError, ModelNotReady, ServerUnavailable
 from frontend.supervisor import triton
+from frontend.supervisor.launches import Launches
 from frontend.triton.control import ModelState, TritonControl, dtype_of
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,20 @@ class ModelWatch:
         server: gives the process id of tritonserver, None while it is not running.
         load: loads one model.
         regions: gives the paths of the service's shared-memory regions.
+        end: ends tritonserver at once; its keeper starts it again.
     """
 
     def __init__(
-        self, control: TritonControl, server: Callable[[], int | None], load: Load, regions: Callable[[], list[str]]
+        self,
+        control: TritonControl,
+        server: Callable[[], int | None],
+        load: Load,
+        regions: Callable[[], list[str]],
+        end: Callable[[], None],
     ) -> None:
         self._control, self._server, self._load, self._regions = control, server, load, regions
+        self.launches = Launches(self._living, self._orphaned, end)
+        self._owners: dict[str, str | None] = {}
         self._watched: dict[int, tuple[int, str]] = {}
         self._working: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, tuple[int, float]] = {}
@@ -70,6 +79,7 @@ class ModelWatch:
 
     async def _reconcile(self, states: dict[str, ModelState]) -> None:
         self.refresh()
+        self.launches.look([name for name, state in states.items() if state.state == "LOADING"])
         living = {model for _, model in self._watched.values()}
         for name, state in states.items():
             if state.state == "READY":
@@ -141,17 +151,27 @@ class ModelWatch:
         # An unload or a reload by somebody else also ends a process; Triton's index changes within moments.
         asyncio.get_running_loop().call_later(0.1, self._changed.set)
 
+    def _living(self, model: str) -> list[int]:
+        self.refresh()
+        return self.processes_of(model)
+
+    def _orphaned(self) -> dict[str, str | None]:
+        """The regions that no living model process was started with, each with the model whose process named it last."""
+        server = self._server()
+        if server is None:
+            return {}
+        existing = {os.path.basename(path): path for path in self._regions()}
+        named = triton.regions_in_use(server)
+        self._owners = {name: named.get(name) or self._owners.get(name) for name in existing}
+        return {path: self._owners[name] for name, path in existing.items() if name not in named}
+
     def _remove_orphans(self) -> None:
         """Unlinks the shared memory of model processes that have died; Triton keeps it until its own end.
 
         A region is taken for orphaned when no living process names it at two scans in a row: between its making and the start of
         its process there is a moment.
         """
-        server = self._server()
-        if server is None:
-            return
-        named = triton.regions_in_use(server)
-        orphans = {path for path in self._regions() if os.path.basename(path) not in named}
+        orphans = set(self._orphaned())
         for path in orphans & self._orphans:
             with suppress(OSError):
                 os.unlink(path)

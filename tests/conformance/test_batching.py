@@ -94,7 +94,12 @@ def agree(batch: list[Atoms], alone: list[dict[str, Any]], together: list[dict[s
 
 
 def through_the_server(
-    model: str, service: RunningService, batches: st.SearchStrategy[list[Atoms]], tolerance: Tolerance, sharing: float
+    model: str,
+    service: RunningService,
+    batches: st.SearchStrategy[list[Atoms]],
+    tolerance: Tolerance,
+    sharing: float,
+    units: tuple[str, ...] = ("calls", "passes"),
 ) -> None:
     """The property; and at least ``sharing`` structures, on average, shared each call of the model and each forward pass."""
     shared = {"structures": 0.0, "calls": 0.0, "passes": 0.0}
@@ -119,8 +124,8 @@ def through_the_server(
         agree([*batch, *batch], [*alone, *alone], together, tolerance)
 
     same()
-    assert shared["structures"] / shared["calls"] > sharing, shared
-    assert shared["structures"] / shared["passes"] > sharing, shared
+    for unit in units:
+        assert shared["structures"] / shared[unit] > sharing, shared
 
 
 @pytest.mark.parametrize("model", ["sevennet-0", "chgnet-0.3.0"])
@@ -129,9 +134,12 @@ def test_random_batches(model: str, service: RunningService) -> None:
 
 
 def test_random_batches_of_argon(service: RunningService) -> None:
-    """In float64 the batch makes no difference beyond rounding. So quick a model rarely finds more than two waiting."""
+    """In float64 the batch makes no difference beyond rounding. So quick a model rarely finds more than two waiting.
+
+    A pass of it costs so little that its calibration may find one structure in each the quickest.
+    """
     batches = BATCHES.map(lambda batch: [cases.argon(atoms) for atoms in batch])
-    through_the_server("lj-argon", service, batches, ANALYTIC, sharing=1.2)
+    through_the_server("lj-argon", service, batches, ANALYTIC, sharing=1.2, units=("calls",))
 
 
 def test_a_mixed_batch_of_heads(service: RunningService) -> None:

@@ -66,7 +66,10 @@ def prometheus(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def query(url: str, expression: str) -> list[dict[str, Any]]:
     """The series of an expression now."""
-    answer = httpx.get(f"{url}/api/v1/query", params={"query": expression}, timeout=10, trust_env=False).json()
+    response = httpx.get(f"{url}/api/v1/query", params={"query": expression}, timeout=10, trust_env=False)
+    if response.status_code == 503:  # it reads its log of before and is not ready yet: words, not JSON
+        response.raise_for_status()
+    answer = response.json()
     assert answer["status"] == "success", (expression, answer)
     return answer["data"]["result"]  # type: ignore[no-any-return]
 
