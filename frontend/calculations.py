@@ -24,7 +24,7 @@ from frontend.evaluation import Arrays, Question
 from frontend.requests import Batch, MultiModel, Options, SinglePoint, require_head
 from frontend.service import Service
 from frontend.telemetry import Call
-from frontend.triton.directory import Facts
+from frontend.triton.facts import Facts
 
 UNITS: Final = Shared(
     {spec.name: spec.unit for spec in output_specs(tuple(EXTRA_OUTPUTS))}

@@ -6,14 +6,12 @@ Everything here is answered from the last poll, so nobody who asks ever waits fo
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from forcefields.catalogue import Catalogue, Family, Variant
 from forcefields.verification import how_to_place
@@ -26,6 +24,7 @@ from forcegate.errors import (
     from_wire,
 )
 from frontend.triton.control import ModelState, TritonControl
+from frontend.triton.facts import Facts
 from frontend.triton.reports import Report, Reports, alive, resident_mb
 
 log = logging.getLogger(__name__)
@@ -33,59 +32,6 @@ log = logging.getLogger(__name__)
 READY, LOADING, LOADABLE, MISSING, FAILED = "ready", "loading", "loadable", "missing checkpoint", "failed"
 STATES = (READY, LOADING, LOADABLE, MISSING, FAILED)
 POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a loaded model vouches for: the parameters of its Triton configuration, verified by the model itself on load."""
-
-    model: str
-    package: str
-    package_version: str
-    checkpoint_sha256: str
-    functional: str
-    head_functionals: tuple[tuple[str, str], ...]
-    training_data: str
-    heads: tuple[str, ...]
-    default_head: str
-    dtype: str
-    extra_outputs: tuple[str, ...]
-    dispersion: str
-    head_dispersion: tuple[tuple[str, str], ...]
-    licence: str
-
-    def dispersion_of(self, head: str) -> str:
-        """The dispersion policy of ``head``; the model's own where heads do not differ in it."""
-        return dict(self.head_dispersion).get(head, self.dispersion)
-
-    def functional_of(self, head: str) -> str:
-        """The functional that ``head`` was trained on; the model's own where heads do not differ in it."""
-        return dict(self.head_functionals).get(head, self.functional)
-
-    @classmethod
-    def from_config(cls, model: str, config: Mapping[str, Any]) -> Facts:
-        """The facts in the JSON form of ``config.pbtxt``.
-
-        Raises:
-            KeyError: a parameter is missing, so this is not a model of ours.
-        """
-        values = {name: value.get("string_value", "") for name, value in config["parameters"].items()}
-        return cls(
-            model=model,
-            package=values["package"],
-            package_version=values["package_version"],
-            checkpoint_sha256=values["checkpoint_sha256"],
-            functional=values["functional"],
-            head_functionals=tuple(json.loads(values.get("head_functionals") or "{}").items()),
-            training_data=values["training_data"],
-            heads=_words(values.get("heads", "")),
-            default_head=values.get("default_head", ""),
-            dtype=values["dtype"],
-            extra_outputs=_words(values.get("extra_outputs", "")),
-            dispersion=values["dispersion"],
-            head_dispersion=tuple(json.loads(values.get("head_dispersion") or "{}").items()),
-            licence=values["licence"],
-        )
 
 
 @dataclass(frozen=True)
@@ -124,6 +70,7 @@ class Directory:
         self._asked_for: dict[str, str] = {}
         self._reloaded: set[str] = set()
         self._first = asyncio.Event()
+        self._polling = asyncio.Lock()
         self._seen_alive: dict[str, int] = {}
         self._polled = float("-inf")
         self.reachable = False
@@ -144,6 +91,10 @@ class Directory:
 
     async def poll(self) -> None:
         """Brings all entries up to date; what goes wrong is logged and shows in ``reachable``."""
+        async with self._polling:  # or what one was told before a load could overwrite what another was told after it
+            await self._poll()
+
+    async def _poll(self) -> None:
         try:
             states = await self._control.states()
             for name in self.catalogue.variants:
@@ -391,7 +342,3 @@ def _being_loaded(name: str) -> ModelNotReady:
 def _conflict(error: ForcegateError) -> ForcegateError:
     """A failed load does not heal by asking again, whatever the model's error said of itself."""
     return EnvironmentBroken(error.detail, error.hint) if error.retryable else error
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())

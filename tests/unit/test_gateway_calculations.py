@@ -20,7 +20,7 @@ from frontend.admission import Admission, Estimator, ModelQueue
 from frontend.requests import Options, SinglePoint
 from frontend.telemetry import Call, Metrics
 from frontend.triton.client import Evaluator
-from frontend.triton.directory import Facts
+from frontend.triton.facts import Facts
 from tests.unit.fault_injection import FaultyTriton, serving
 
 CATALOGUE = catalogue.load()

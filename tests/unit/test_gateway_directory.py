@@ -343,6 +343,36 @@ def test_facts_are_read_again_when_the_report_speaks_of_another_dtype(both: Dire
     run(steps)
 
 
+def test_what_was_asked_before_a_load_does_not_overwrite_what_was_asked_after_it(
+    both: Directory, control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A poll that is told of the old copy, late: the load that has ended in between has the last word."""
+    (tmp_path / "reports").mkdir()
+    ask, held = control.config, asyncio.Event()
+
+    async def late(name: str) -> dict[str, Any]:
+        answer = await ask(name)
+        if control.parameters["dtype"] == "float64":
+            await held.wait()
+        return answer
+
+    async def steps() -> None:
+        control.say("READY")
+        await both.poll()
+        report(tmp_path, os.getpid(), dtype="float32")  # a new process tells of itself before it takes the old one's place
+        monkeypatch.setattr(control, "config", late)
+        poll = asyncio.create_task(both.poll())
+        load = asyncio.create_task(both.load(NAME, 5, "float32"))
+        await asyncio.sleep(0.3)  # the load takes 0.05 s
+        assert control.parameters["dtype"] == "float32"
+        held.set()
+        await poll
+        assert (await load).dtype == "float32"
+        assert both.facts(NAME).dtype == "float32"
+
+    run(steps)
+
+
 def test_the_configuration_for_another_dtype_differs_in_nothing_else() -> None:
     repository = (Path("model_repository"),)
     assert configuration(NAME, "float64", repository) is None, "the file says so itself"
