@@ -81,6 +81,14 @@ class Settings(BaseSettings):
         gt=0,
         description="A forward pass of up to 256 atoms that takes longer is taken for hung; larger ones get more in proportion.",
     )
+    heartbeat_seconds: float = Field(
+        10.0,
+        ge=0,
+        description="A loaded model that has answered nobody for so long is asked for a known energy; 0 for no heartbeat.",
+    )
+    heartbeat_dead_seconds: float = Field(
+        30.0, gt=0, description="A model that computes nothing and gives no good answer for so long is ended and loaded again."
+    )
     max_in_flight: int = Field(
         2048, ge=1, description="Structures that all gateways together hold at once; beyond it they answer 429."
     )

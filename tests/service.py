@@ -113,6 +113,8 @@ def environment(state: Path, models: Sequence[str], ports: Sequence[int], **sett
         "FORCEGATE_MODELS": ",".join(models),
         "FORCEGATE_THREADS": "1",
         "OMP_NUM_THREADS": "1",
+        # Tests count what a model was asked, and halt one for as long as they like; those of the heartbeat switch it on.
+        "FORCEGATE_HEARTBEAT_SECONDS": "0",
     }
     return variables | {f"FORCEGATE_{key.upper()}": str(value) for key, value in settings.items()}
 

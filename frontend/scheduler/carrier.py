@@ -104,6 +104,10 @@ class Carrier(ABC):
         """A model is gone, and its memory with it."""
 
     @abstractmethod
+    def fault(self, device: str, why: str) -> None:
+        """Something has failed that the device may be the reason of."""
+
+    @abstractmethod
     def _quarantined(self, device: str, why: str) -> None: ...
 
     def _start(self, life: Life, work: Coroutine[Any, Any, None]) -> None:
@@ -154,7 +158,7 @@ class Carrier(ABC):
         life.residency.load_failed(error.detail, now)
         log.error("load failed", extra={"model": life.model, "device": device.id, "code": error.code, "detail": error.detail})
         if error.retryable:
-            self.ward.fault(device.id, error.detail, now)
+            self.fault(device.id, error.detail)
         self.refuse(life.model)
 
     async def _unload(self, life: Life) -> None:

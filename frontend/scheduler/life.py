@@ -124,6 +124,7 @@ class Tally:
         decisions: by action (``load``, ``evict``, ``wait``, ``refuse``); a decision to wait counts once for each ask and model.
         evictions: by reason (``room``, ``idle``, ``asked``, ``drain``, ``over budget``).
         failures: loads that failed, by the error's code.
+        faults: of devices, by id: loads that failed for a reason that may be the device's, models that stopped answering.
         not_given_back: unloads after which the memory did not come back, so that the process was ended.
     """
 
@@ -133,6 +134,7 @@ class Tally:
     failures: Counter[str] = field(default_factory=Counter)
     not_given_back: int = 0
     quarantines: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
     out_of_memory: int = 0
     load_seconds: Histogram = field(default_factory=lambda: Histogram(LOAD_BUCKETS))
     waits: Mapping[str, Histogram] = field(default_factory=lambda: {name: Histogram(WAIT_BUCKETS) for name in PRIORITIES})
@@ -146,6 +148,7 @@ class Tally:
             "failures": dict(self.failures),
             "not_given_back": self.not_given_back,
             "quarantines": self.quarantines,
+            "faults": dict(self.faults),
             "out_of_memory": self.out_of_memory,
             "load_seconds": self.load_seconds.as_dict(),
             "wait_seconds": {name: each.as_dict() for name, each in self.waits.items()},

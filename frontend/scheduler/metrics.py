@@ -31,6 +31,8 @@ class SchedulerMetrics(Collector):
         yield _counter("loads", "Loads that ended well.", "model", stats.get("loads", {}))
         yield _counter("load_failures", "Loads that failed, by the code of their error.", "code", stats.get("failures", {}))
         yield _counter("evictions", "Models that were unloaded, by reason.", "reason", stats.get("evictions", {}))
+        yield _counter("device_faults", "Faults that may be a device's.", "device", stats.get("faults", {}))
+        yield from _heartbeat(stats.get("heartbeat", {}))
         for name, text in (
             ("not_given_back", "Unloads after which a process kept its memory and was ended."),
             ("quarantines", "Devices that were put into quarantine after faults."),
@@ -68,6 +70,21 @@ def _models(models: Mapping[str, Any]) -> Iterator[Metric]:
         if model["memory_mb"]:
             memory.add_metric((name, model["device"] or ""), model["memory_mb"])
     yield memory
+
+
+def _heartbeat(told: Mapping[str, Any]) -> Iterator[Metric]:
+    for name, text in (
+        ("canaries", "Known energies that a model was asked for."),
+        ("deaths", "Models that gave no good answer, were ended and are loaded again."),
+    ):
+        family = CounterMetricFamily(f"forcegate_heartbeat_{name}", text, labels=("model",))
+        for model, count in told.get(name, {}).items():
+            family.add_metric((model,), count)
+        yield family
+    silent = GaugeMetricFamily("forcegate_model_silent_seconds", "Time since its last good answer.", labels=("model",))
+    for model, seconds in told.get("silent_seconds", {}).items():
+        silent.add_metric((model,), seconds)
+    yield silent
 
 
 def _queue(state: Mapping[str, Any]) -> Iterator[Metric]:

@@ -297,7 +297,20 @@ class Owner(Carrier):
         life.device, life.memory_mb, life.evicted = "", 0, why
         self.departed(model)
 
+    def fault(self, device: str, why: str) -> None:
+        """Something failed that the device may be the reason of; repeated faults put it into quarantine."""
+        self.tally.faults[device] += 1
+        self.ward.fault(device, why, self.clock())
+
     def _quarantined(self, device: str, why: str) -> None:
+        others = [
+            each for each in self.cluster.devices if each.id != device and self.ward.of(each.id).takes_work and not each.fault
+        ]
+        if not (self.active and others):
+            # Without another place for its models it would only be an outage; whoever has an alert on the faults decides.
+            self.ward.of(device).give_back()
+            log.error("device has repeated faults, and there is no other one for its models", extra={"device": device, "why": why})
+            return
         self.tally.quarantines += 1
         log.error("device is in quarantine", extra={"device": device, "why": why})
         self.empty(device, "drain")

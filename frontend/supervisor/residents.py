@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, Final, Protocol
 
+from forcefields import catalogue as catalogues
 from forcefields.catalogue import Catalogue
 from forcegate.errors import NotFound, ServerUnavailable, UnknownModel
 from frontend.scheduler import profile as profiles
@@ -22,7 +21,9 @@ from frontend.scheduler.owner import Owner
 from frontend.scheduler.policy import PRIORITIES, Policy
 from frontend.scheduler.server import Server
 from frontend.settings import Settings
+from frontend.supervisor.heartbeat import Heartbeat
 from frontend.supervisor.watch import ModelWatch
+from frontend.triton import canary
 from frontend.triton.control import ModelState, TritonControl
 from frontend.triton.reports import resident_mb
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 REFRESH_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 1.0
+CANARY_SECONDS: Final = 3600.0
 
 
 class Bring(Protocol):
@@ -51,6 +53,9 @@ class Residents:
         self._settings, self._catalogue, self._control, self._watch, self._bring = settings, catalogue, control, watch, bring
         self.inventory = Inventory(readers())
         self._read_at = self._looked_at = float("-inf")
+        self.heartbeat = Heartbeat(
+            control, watch, self._canary, self._dead, self._used, settings.heartbeat_seconds, settings.heartbeat_dead_seconds
+        )
         self.groups: dict[str, list[dict[str, Any]]] = {}
         """The instance_group of each model that was placed here, for when it has to be brought back."""
 
@@ -134,9 +139,7 @@ class Residents:
     def end(self, model: str) -> None:
         """See ``Machine``."""
         self._watch.wanted.pop(model, None)
-        for pid in self._watch.processes_of(model):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._watch.end(model)
 
     def family(self, model: str) -> str:
         """See ``Machine``."""
@@ -176,6 +179,24 @@ class Residents:
         pids = set(self._watch.processes_of(model))
         on = [device.id for device in devices if any(process.pid in pids for process in device.processes)]
         return on[0] if on else devices[0].id if devices else ""
+
+    async def _canary(self, model: str) -> None:
+        """The smallest structure whose energy is known, without a limit: how long to wait is the heartbeat's matter."""
+        known = catalogues.load()
+        variant = known.resolve(model)
+        variant = variant.with_dtype(self._watch.wanted.get(model) or variant.dtype)
+        await canary.check(self._settings.grpc_address, known, variant, self._settings.state, CANARY_SECONDS, smallest=True)
+
+    def _dead(self, model: str, why: str) -> None:
+        """A model that does not answer may be its device's fault."""
+        life = self.owner.lives.get(model)
+        device = life.device if life is not None and life.device else self._device_of(model)
+        if device:
+            self.owner.fault(device, f"{model}: {why}")
+
+    def _used(self, models: Iterable[str]) -> None:
+        """Somebody was answered, be it over gRPC, which no gateway sees."""
+        self.owner.used(models)
 
     async def prewarm(self, model: str, dtype: str) -> None:
         """Loads a model of the start, where there is room without unloading another one.
@@ -234,7 +255,7 @@ class Residents:
                 name: life.as_dict(now, used.get(name), name in owner.policy.pinned) for name, life in sorted(owner.lives.items())
             },
             "queue": [_asked(ask, place, now) for place, ask in enumerate(asks, 1)],
-            "stats": owner.tally.as_dict(),
+            "stats": owner.tally.as_dict() | {"heartbeat": self.heartbeat.as_dict()},
             "config": _plain(asdict(owner.policy)) | {"active": self.active, "load_seconds": self._settings.scheduler_load_seconds},
         }
 

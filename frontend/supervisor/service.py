@@ -166,6 +166,7 @@ class Service:
         for worker in self._workers:
             self._keep_going(self._keep(worker.name, worker, partial(self._start_worker, worker), False))
         self._keep_going(self._watch.run())
+        self._keep_going(self.residents.heartbeat.run())
         logs = [self._triton.log.with_name(f"{name}.log") for name in ("triton", "gateway", "supervisor")]
         self._keep_going(keep_short([*(worker.log for worker in self._workers), *logs]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -67,6 +68,17 @@ class ModelWatch:
     def processes_of(self, model: str) -> list[int]:
         """Those of one model."""
         return [pid for pid, (_, name) in self._watched.items() if name == model]
+
+    def steady(self) -> dict[str, frozenset[int]]:
+        """The models that should be there and are, each with its process ids; without those that are being brought back."""
+        found = {name: frozenset(self.processes_of(name)) for name in self.wanted.keys() - self._working.keys()}
+        return {name: processes for name, processes in found.items() if processes}
+
+    def end(self, model: str) -> None:
+        """Ends a model's processes, whatever they do. One that should be there is loaded again."""
+        for pid in self.processes_of(model):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     async def run(self) -> None:
         """Goes on until it is cancelled."""

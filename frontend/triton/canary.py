@@ -15,11 +15,14 @@ from forcegate.errors import GateFailed
 from frontend.triton.control import connected, typed
 
 
-async def check(address: str, catalogue: Catalogue, variant: Variant, state: Path, timeout: float = 60.0) -> float:
+async def check(
+    address: str, catalogue: Catalogue, variant: Variant, state: Path, timeout: float = 60.0, smallest: bool = False
+) -> float:
     """Evaluates the golden structures in one padded request and compares the energies with the recorded ones.
 
     Args:
         state: the state folder, with the energies that were recorded when a checkpoint was exported here.
+        smallest: only the smallest structure whose energy is known.
 
     Returns:
         The largest deviation in eV/atom.
@@ -29,6 +32,9 @@ async def check(address: str, catalogue: Catalogue, variant: Variant, state: Pat
     """
     structures = golden.structures(variant)
     recorded = golden.recorded(catalogue.family_of(variant).golden, variant, state) or {}
+    if smallest:
+        name = min(recorded.keys() & structures.keys() or structures, key=lambda name: len(structures[name]))
+        structures, recorded = {name: structures[name]}, {key: value for key, value in recorded.items() if key == name}
     inputs = []
     for name, array in tensors.pack(list(structures.values())).items():
         tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))

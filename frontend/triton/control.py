@@ -35,6 +35,14 @@ class ModelState:
         return from_wire(self.reason)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """How many requests a model has answered since its load, and how many of them with an error."""
+
+    well: int
+    failed: int
+
+
 class TritonControl:
     """The control API of one server. All calls raise ``ServerUnavailable`` when nothing answers.
 
@@ -65,6 +73,15 @@ class TritonControl:
         except (InferenceServerException, grpc.RpcError) as error:
             raise ServerUnavailable("The inference server does not answer.") from error
         return {m.name: ModelState(m.name, m.state or "UNAVAILABLE", m.reason) for m in index.models}
+
+    async def answers(self) -> dict[str, Answers]:
+        """What every loaded model has answered."""
+        try:
+            told = await self._client.get_inference_statistics(headers=self._headers, client_timeout=5.0)
+        except (InferenceServerException, grpc.RpcError) as error:
+            raise ServerUnavailable("The inference server does not answer.") from error
+        counts = ((each.name, each.inference_stats) for each in told.model_stats)
+        return {name: Answers(int(stats.success.count), int(stats.fail.count)) for name, stats in counts}
 
     async def config(self, name: str) -> dict[str, Any]:
         """The configuration of a loaded model, as the JSON form of ``config.pbtxt``."""

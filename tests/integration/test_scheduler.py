@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -14,7 +15,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from ase import Atoms
 
+from forcegate.evaluation import evaluate
 from tests.service import ROOT, RunningService, serving, wait_until
 
 DIMER = {"symbols": ["Ar", "Ar"], "positions": [[0, 0, 0], [0, 0, 3.8]]}
@@ -83,6 +86,7 @@ def number(service: RunningService, name: str) -> float:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("scheduler")
     options = {"scheduler": "on", "scheduler_memory_gb": BUDGET_MB / 1024, "gateways": 2, "deadline_seconds": 120}
+    options |= {"heartbeat_seconds": 2, "heartbeat_dead_seconds": 6}
     with serving(folder / "state", NAMES[:1], families=families(folder), **options) as running:
         yield running
 
@@ -159,6 +163,34 @@ def test_a_gateway_that_is_killed_in_the_middle_of_a_load_leaves_nothing_behind(
     assert ask(small, idle[0]).status_code == 200
     assert ask(small, idle[1]).status_code == 200
     assert resident_mb(small)[0] <= BUDGET_MB
+
+
+def test_a_model_that_is_halted_is_found_dead_and_answers_again(small: RunningService) -> None:
+    expected = ask(small, NAMES[0]).json()["energy"]
+    wait_until(lambda: number(small, "forcegate_heartbeat_canaries_total") > 0, "an idle model is not asked")
+    halted = small.stub(NAMES[0])
+    halted.suspend()  # as a process in a driver that never returns: it lives, and no watchdog inside of it can run
+    started = time.monotonic()
+    assert ask(small, NAMES[0]).json()["energy"] == pytest.approx(expected)
+    assert 3 < time.monotonic() - started < 60
+    assert small.stub(NAMES[0]).pid != halted.pid
+    wait_until(lambda: number(small, "forcegate_heartbeat_deaths_total") == 1, "its death is not counted")
+    assert number(small, "forcegate_scheduler_device_faults_total") == 1
+    assert number(small, "forcegate_device_serving") == 1, "one fault is no reason to take a device out"
+
+
+def test_use_over_grpc_keeps_a_model_and_the_heartbeat_does_not(small: RunningService) -> None:
+    for name in NAMES[:3]:
+        assert ask(small, name).status_code == 200
+
+    def idle(name: str) -> float:
+        models = httpx.get(f"{small.url}/api/v1/scheduler/devices").json()["models"]
+        return next(m["idle_seconds"] or 0.0 for m in models if m["model"] == name)
+
+    wait_until(lambda: idle(NAMES[0]) > 5, "it counts as used although nobody uses it")
+    assert evaluate([Atoms("Ar2", positions=DIMER["positions"])], NAMES[0], address=small.grpc)[0].error is None
+    wait_until(lambda: idle(NAMES[0]) < 3, "its use over gRPC does not count")
+    assert idle(NAMES[1]) > 5
 
 
 def test_a_device_that_is_drained_is_emptied_and_takes_models_again_when_it_is_returned(small: RunningService) -> None:
