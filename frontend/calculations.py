@@ -39,10 +39,14 @@ async def single_point(service: Service, task: SinglePoint, call: Call) -> dict[
         ForcegateError: see ``Directory.facts`` and ``Evaluator.evaluate``.
     """
     call.structures, call.atoms = 1, len(task.structure)
-    with service.hold(1, call):
+
+    async def evaluated() -> tuple[Asked, dict[str, Any]]:
         async with _using(service, task.model, task.options.head, task.options, call) as asked:
             call.model = asked.facts.model
-            result = await _evaluate(service, asked, task.structure, task.options, call)
+            return asked, await _evaluate(service, asked, task.structure, task.options, call)
+
+    with service.hold(1, call):
+        asked, result = await service.with_memory(task.model, call, evaluated)
     result["provenance"] = provenance(asked)
     return _finished(result, call)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import cast
+from typing import TypeVar, cast
 
 from starlette.requests import Request
 from starlette.types import Scope
 
 from forcefields import catalogue
 from forcefields.cost import Cost
-from forcegate.errors import ForcegateError
+from forcegate.errors import ForcegateError, OutOfMemory
 from frontend.admission import Admission, Estimator, ModelQueue
 from frontend.decoder import MEMORY, Decoder
 from frontend.requests import Limits
@@ -39,7 +39,12 @@ FIRST_POLL_SECONDS = 3.0
 TASKS_SECONDS = 5.0
 """How often the queue of tasks is counted for the metrics."""
 
+MEMORY_SECONDS = 30.0
+"""How long a request whose structure did not fit waits at most for more room."""
+
 log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 
 class Service:
@@ -139,6 +144,24 @@ class Service:
             if any(directory.entry(model).state != READY for model in models):
                 await directory.poll()  # it has become ready since the last one
             yield
+
+    async def with_memory(self, model: str, call: Call, work: Callable[[], Awaitable[Found]]) -> Found:
+        """What ``work`` gives. Where it ran out of memory, the scheduler makes room for the model, and it is done once more.
+
+        Raises:
+            OutOfMemory: it still does not fit, or there is no scheduler.
+            ForcegateError: what else ``work`` raises.
+        """
+        try:
+            return await work()
+        except OutOfMemory:
+            if not (self.directory.on_demand and self.residency.connected):
+                raise
+            name = self.directory.entry(model).variant.name
+            with suppress(ForcegateError):  # it is tried in any case
+                await self.residency.do("out of memory", min(MEMORY_SECONDS, call.remaining / 2), model=name)
+            self.metrics.retries.labels(name, OutOfMemory.code).inc()
+        return await work()
 
     def usable(self, entry: Entry) -> bool:
         """Whether a request that names the model is answered, after a load where the scheduler makes it."""

@@ -90,6 +90,8 @@ class Tally:
     """Directed neighbour pairs of the largest pass that was evaluated."""
     too_large: int = 2**62
     """Directed neighbour pairs of the smallest pass that ran out of memory."""
+    fitted: int = 0
+    """Directed neighbour pairs of the largest pass that this process has ever evaluated."""
 
 
 def pack(jobs: Sequence[Job], size: PassSize) -> list[list[Job]]:
@@ -134,13 +136,14 @@ def evaluate_pack(force_field: ForceField, jobs: Sequence[Job], tally: Tally, gu
         tally.passes += 1
         tally.pass_atoms.append(atoms)
         tally.largest_pass = max(tally.largest_pass, edges)
+        tally.fitted = max(tally.fitted, edges)
     except Exception as error:  # whatever a package raises, it must not reach another user's structure
         failure: ForcegateError | None = None
         if memory := is_out_of_memory(error):
             tally.out_of_memory += 1
             tally.too_large = min(tally.too_large, edges)
         if len(jobs) == 1:
-            failure = _failure(error, memory, atoms)
+            failure = _failure(error, memory, atoms, edges, tally.fitted)
             jobs[0].error = failure
             log.warning("evaluation failed", exc_info=error, extra={"request_id": jobs[0].request_id, "code": failure.code})
             return
@@ -156,11 +159,14 @@ def evaluate_pack(force_field: ForceField, jobs: Sequence[Job], tally: Tally, gu
         evaluate_pack(force_field, half, tally, guard)
 
 
-def _failure(error: Exception, memory: bool, atoms: int) -> ForcegateError:
+def _failure(error: Exception, memory: bool, atoms: int, edges: int, fitted: int) -> ForcegateError:
     if isinstance(error, ForcegateError):
         return error
     if memory:
-        return OutOfMemory(f"A structure of {atoms} atoms does not fit into this device's memory.")
+        told = f"A structure of {atoms} atoms and {edges:,} neighbour pairs does not fit into this device's memory now"
+        if not 0 < fitted < edges:
+            return OutOfMemory(f"{told}.")
+        return OutOfMemory(f"{told}; {fitted:,} pairs have fitted, about {atoms * fitted // edges} atoms as dense as these.")
     return EvaluationFailed(f"The model failed on this structure: {type(error).__name__}: {str(error)[:300]}")
 
 

@@ -43,6 +43,8 @@ class Report:
     graph_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     seconds: float = 0.0
+    peak_mb: float = 0.0
+    """MB of memory at the peak, above the loaded model; 0 where nobody has measured it."""
     tally: Tally = field(default_factory=Tally)
 
 
@@ -70,6 +72,8 @@ class Engine:
         self.limits = limits
         self.size = PassSize(variant.packing.atoms, edges=limits.edges)
         self.journal = journal
+        self.fitted = 0
+        """Directed neighbour pairs of the largest pass that was evaluated."""
         self._watchdog = watchdog
         self._builder = ThreadPoolExecutor(1, "graphs") if ahead else None
 
@@ -81,7 +85,7 @@ class Engine:
 
     def run(self, jobs: Sequence[Job]) -> Report:
         """Validates, normalises, packs, evaluates and checks; each job ends with its result or its own error."""
-        report = Report(structures=len(jobs))
+        report = Report(structures=len(jobs), tally=Tally(fitted=self.fitted))
         started = time.perf_counter()
         for job in jobs:
             self._guarded(job, self._admit)
@@ -98,6 +102,7 @@ class Engine:
                     job.graph = None
                     self._guarded(job, self._finish)
             report.evaluation_seconds += time.perf_counter() - begun
+        self.fitted = report.tally.fitted
         self._learn(report.tally)
         report.seconds = time.perf_counter() - started
         for job in jobs:

@@ -82,12 +82,14 @@ class Teller:
     """A thread that tells of calls after they have been answered.
 
     Args:
-        observe: given the reports that have come since it was last called.
+        observers: given the reports that have come since it was last called.
         note: writes the log line of one call, given its report and the ids of its requests.
     """
 
-    def __init__(self, observe: Callable[[Sequence[Report]], None], note: Callable[[Report, Sequence[str]], None]) -> None:
-        self._observe, self._note = observe, note
+    def __init__(
+        self, observers: Sequence[Callable[[Sequence[Report]], None]], note: Callable[[Report, Sequence[str]], None]
+    ) -> None:
+        self._observers, self._note = observers, note
         self._told: SimpleQueue[tuple[Report, Sequence[str]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="teller", daemon=True)
         self._thread.start()
@@ -111,7 +113,8 @@ class Teller:
                 pass
             known = [call for call in calls if call is not None]
             try:
-                self._observe([report for report, _ in known])
+                for observe in self._observers:
+                    observe([report for report, _ in known])
                 for report, request_ids in known:
                     self._note(report, request_ids)
             except Exception:  # a metric that cannot be counted must not end the thread

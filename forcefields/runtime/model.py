@@ -15,7 +15,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils  # provided by Triton's stub
 
 from forcefields import catalogue
-from forcefields.runtime import arithmetic, calibration, gate, loading, transport
+from forcefields.runtime import arithmetic, calibration, gate, loading, memory, transport
 from forcefields.runtime.batch import Job
 from forcefields.runtime.engine import Engine, Report
 from forcefields.runtime.journal import Journal
@@ -76,7 +76,8 @@ class TritonPythonModel:
         # From here on: a process that somebody kills during its gate says nothing against the gate's structures.
         engine.journal = Journal(self._settings.state / "journal" / args["model_instance_name"])
         self._specs = {spec.name: spec for spec in contract.output_specs(variant.extra_outputs)}
-        self._teller = Teller(Metrics(name, pb_utils).observe, _note)
+        self._memory = memory.Memory(self._settings.state / "memory" / f"{name}.json", device)
+        self._teller = Teller((Metrics(name, pb_utils).observe, self._memory.observe), _note)
         transport.carrier()  # now rather than in the first request: it may have to import its library
         seconds = time.perf_counter() - started
         gate.write_report(self._settings.state, variant, device, seconds, report, found.cost, how)
@@ -91,7 +92,9 @@ class TritonPythonModel:
         """Called by Triton with the requests of one batch; every request gets its own response or its own error."""
         read = [self._read(request) for request in requests]
         jobs = [job for _width, request_jobs, _error in read for job in request_jobs]
+        self._memory.begin()
         report = self._engine.run(jobs)
+        report.peak_mb = self._memory.peak_mb()
         responses = [
             self._respond(request, width, request_jobs, error)
             for request, (width, request_jobs, error) in zip(requests, read, strict=True)

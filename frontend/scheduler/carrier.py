@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable
@@ -99,6 +100,11 @@ class Carrier(ABC):
     def refuse(self, model: str) -> None:
         """A load has failed: those who wait for it are told."""
 
+    @property
+    def largest(self) -> int:
+        """MB of the largest device, without its margin."""
+        return math.floor(float((self.cluster.total - self.policy.margin_mb).max(initial=0.0)))
+
     @abstractmethod
     def departed(self, model: str) -> None:
         """A model is gone, and its memory with it."""
@@ -142,6 +148,9 @@ class Carrier(ABC):
             self.cluster.loaded(life.model, at, now)
             # Time in which it waited for others to go is no reason to stay longer.
             self.cluster.residents[at][life.model].load_seconds = now - began
+        life.avoid = ""
+        if held := self._machine.held_mb(life.model, device):
+            self._footprints.loaded(life.model, device.kind, held)
         self.measure(life)
         self.relieve(life.model)
         log.info("loaded", extra={"model": life.model, "seconds": round(now - began, 2), "memory_mb": life.memory_mb})
@@ -203,8 +212,9 @@ class Carrier(ABC):
             return
         device = self.cluster.devices[self.cluster.position[life.device]]
         life.memory_mb = self._machine.held_mb(life.model, device)
-        known = self._footprints.of(life.model, device.kind).base_mb
-        if life.memory_mb > known * GROWTH or (known and 0 < life.memory_mb * GROWTH**2 < known):
+        known = self._footprints.of(life.model, device.kind)
+        if life.memory_mb > known.base_mb * GROWTH:
             self._footprints.measured_base(life.model, device.kind, life.memory_mb)
         for at in self.cluster.homes(life.model):
-            self.cluster.measured_base(life.model, at, life.memory_mb)
+            # It will come to hold again what it held before.
+            self.cluster.measured_base(life.model, at, known.need_mb(life.memory_mb, self.largest) if life.memory_mb else 0)

@@ -24,6 +24,9 @@ MB: Final = 2**20
 BASE_MB: Final = 1500
 """Before a model has been loaded once: 350 to 950 MB were measured for most, 1,400 for UMA."""
 OUT_OF_MEMORY: Final = 1.2
+MOST_RAISED: Final = 4.0
+EASED: Final = 1.05
+"""What each load takes back of that."""
 FORGETTING: Final = 0.2
 """Weight of a new peak that is below the estimate; one above it counts in full, since too little is worse than too much."""
 LEAST, MOST = 0.25, 20.0
@@ -35,14 +38,22 @@ class Footprint:
     """What is known of one model on one kind of device.
 
     Attributes:
-        base_mb: MB while it computes nothing; 0 where that was never measured.
+        base_mb: MB that it has come to hold; 0 where that was never measured. Allocators keep what a peak took, so this is more
+            than it holds right after a load.
         factors: observed over estimated memory of work, by size class.
         out_of_memory: how often work of it ran out of memory.
+        raised: what ``base_mb`` is multiplied by since then.
     """
 
     base_mb: int = 0
     factors: dict[int, float] = field(default_factory=dict)
     out_of_memory: int = 0
+    raised: float = 1.0
+
+    def need_mb(self, held_mb: int, largest_mb: int) -> int:
+        """MB that it is given while it holds ``held_mb``. What is added for safety keeps it from no device of ``largest_mb``."""
+        held = max(self.base_mb, held_mb)
+        return min(math.ceil(held * self.raised), max(held, largest_mb))
 
     def factor(self, size: int) -> float:
         """The factor of a size class: its own, else that of the next smaller one that is known, else of the next larger, else 1."""
@@ -99,8 +110,15 @@ class Footprints:
         return 0
 
     def measured_base(self, model: str, kind: str, mb: int) -> None:
-        """A model that computes nothing holds so much."""
+        """A model holds so much."""
         self.of(model, kind).base_mb = mb
+        self._write()
+
+    def loaded(self, model: str, kind: str, mb: int) -> None:
+        """A model holds so much right after its load: less than it came to hold before takes the estimate back, slowly."""
+        known = self.of(model, kind)
+        known.base_mb = max(mb, math.ceil(known.base_mb + FORGETTING * (mb - known.base_mb)))
+        known.raised = max(1.0, known.raised / EASED)
         self._write()
 
     def measured_peak(self, model: str, kind: str, edges: int, mb: float, cost: Cost | None) -> None:
@@ -117,6 +135,7 @@ class Footprints:
         """Work of this size ran out of memory: it, and all that is larger, is estimated 1.2 times as high from now on."""
         known, size = self.of(model, kind), size_class(edges)
         known.out_of_memory += 1
+        known.raised = min(known.raised * OUT_OF_MEMORY, MOST_RAISED)
         known.factors[size] = _within(known.factor(size) * OUT_OF_MEMORY)
         for larger in known.factors:
             if larger > size:
@@ -167,4 +186,4 @@ def _read(path: Path) -> dict[str, Footprint]:
 
 def _footprint(data: Mapping[str, Any]) -> Footprint:
     factors = {int(size): _within(float(factor)) for size, factor in data["factors"].items()}
-    return Footprint(int(data["base_mb"]), factors, int(data["out_of_memory"]))
+    return Footprint(int(data["base_mb"]), factors, int(data["out_of_memory"]), float(data.get("raised", 1.0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,6 +63,9 @@ class Life:
         behind: models that have to be gone before its load begins.
         work: the load or the unload that is under way.
         memory_mb: what its processes hold, as of the last measurement.
+        avoid: the device that it ran out of memory on, when there was room on another one.
+        moved_at: when it was last moved for that reason.
+        ran_out_at: when it last ran out of memory.
         evicted: why it was unloaded last; empty for one that was never resident, or is.
         error: what its last load ended with.
     """
@@ -74,6 +78,9 @@ class Life:
     behind: set[str] = field(default_factory=set)
     work: asyncio.Task[None] | None = None
     memory_mb: int = 0
+    avoid: str = ""
+    moved_at: float = -math.inf
+    ran_out_at: float = -math.inf
     evicted: str = ""
     error: ForcegateError | None = None
 
@@ -122,9 +129,10 @@ class Tally:
 
     Attributes:
         decisions: by action (``load``, ``evict``, ``wait``, ``refuse``); a decision to wait counts once for each ask and model.
-        evictions: by reason (``room``, ``idle``, ``asked``, ``drain``, ``over budget``).
+        evictions: by reason (``room``, ``idle``, ``asked``, ``drain``, ``over budget``, ``out of memory``).
         failures: loads that failed, by the error's code.
         faults: of devices, by id: loads that failed for a reason that may be the device's, models that stopped answering.
+        out_of_memory: calls of a model that ran out of memory.
         not_given_back: unloads after which the memory did not come back, so that the process was ended.
     """
 
@@ -135,7 +143,7 @@ class Tally:
     not_given_back: int = 0
     quarantines: int = 0
     faults: Counter[str] = field(default_factory=Counter)
-    out_of_memory: int = 0
+    out_of_memory: Counter[str] = field(default_factory=Counter)
     load_seconds: Histogram = field(default_factory=lambda: Histogram(LOAD_BUCKETS))
     waits: Mapping[str, Histogram] = field(default_factory=lambda: {name: Histogram(WAIT_BUCKETS) for name in PRIORITIES})
 
@@ -149,7 +157,7 @@ class Tally:
             "not_given_back": self.not_given_back,
             "quarantines": self.quarantines,
             "faults": dict(self.faults),
-            "out_of_memory": self.out_of_memory,
+            "out_of_memory": dict(self.out_of_memory),
             "load_seconds": self.load_seconds.as_dict(),
             "wait_seconds": {name: each.as_dict() for name, each in self.waits.items()},
         }

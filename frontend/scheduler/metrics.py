@@ -31,6 +31,7 @@ class SchedulerMetrics(Collector):
         yield _counter("loads", "Loads that ended well.", "model", stats.get("loads", {}))
         yield _counter("load_failures", "Loads that failed, by the code of their error.", "code", stats.get("failures", {}))
         yield _counter("evictions", "Models that were unloaded, by reason.", "reason", stats.get("evictions", {}))
+        yield _counter("out_of_memory", "Calls of a model that ran out of memory.", "model", stats.get("out_of_memory", {}))
         yield _counter("device_faults", "Faults that may be a device's.", "device", stats.get("faults", {}))
         yield from _heartbeat(stats.get("heartbeat", {}))
         for name, text in (

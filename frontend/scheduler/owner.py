@@ -12,10 +12,12 @@ import asyncio
 import logging
 import math
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 
+from forcefields.cost import Cost
 from forcegate.errors import ForcegateError, ModelNotReady, NoRoom
 from frontend.scheduler import eviction
 from frontend.scheduler.carrier import Carrier
@@ -25,6 +27,9 @@ from frontend.scheduler.placement import Decision, Demand, decide
 from frontend.scheduler.policy import PRIORITIES
 
 log = logging.getLogger(__name__)
+
+MOVE_SECONDS: Final = 600.0
+"""A model that ran out of memory is moved to another device no more often: where it fits on none, moving does not help."""
 
 
 class Owner(Carrier):
@@ -111,8 +116,10 @@ class Owner(Carrier):
         if life.residency.state == "failed" and now < life.residency.retry_at:
             self._refuse(model, self._failure(life, now))
             return
-        demand = Demand(model, self._estimate(model), keep=keep)
+        demand = Demand(model, self._estimate(model), keep=keep, excluded=frozenset({life.avoid} - {""}))
         decision = decide(demand, self.cluster, now)
+        if demand.excluded and decision.action not in ("load", "evict"):
+            decision = decide(replace(demand, excluded=frozenset()), self.cluster, now)
         ask.why = "; ".join(decision.reasons)
         if decision.action == "wait" and self._never(ask):
             decision = Decision("refuse", reasons=(f"{' and '.join(ask.models)} do not fit beside each other",))
@@ -138,14 +145,13 @@ class Owner(Carrier):
         kind = self.cluster.devices[0].kind if self.cluster.devices else "cpu"
         measured = self._footprints.measured(kind)
         if model in measured:
-            return measured[model]
+            return self._footprints.of(model, kind).need_mb(0, self.largest)
         family = self._machine.family(model)
         kin = [mb for name, mb in measured.items() if self._machine.family(name) == family]
         if kin:
             return max(kin)
         pinned = sum(r.base_mb for there in self.cluster.residents for r in there.values() if r.model in self.policy.pinned)
-        largest = float((self.cluster.total - self.policy.margin_mb).max(initial=0.0)) - pinned
-        return max(min(BASE_MB, math.floor(largest)), 1)
+        return max(min(BASE_MB, self.largest - pinned), 1)
 
     def _make_room(self, decision: Decision, model: str) -> None:
         for victim in decision.evictions:
@@ -250,9 +256,49 @@ class Owner(Carrier):
         for at, there in enumerate(self.cluster.residents):
             loaded = [r for r in there.values() if r.loaded and r.model not in self.policy.pinned]
             for resident in sorted(loaded, key=lambda r: (r.model == newest, r.last_used)):
-                if float(self.cluster.total[at] - self.policy.margin_mb - self.cluster.held[at]) >= 0 or len(there) < 2:
+                # What is on its way out is as good as gone.
+                staying = [r.held_mb for r in there.values() if not r.leaving]
+                if float(self.cluster.total[at] - self.policy.margin_mb) >= sum(staying) or len(staying) < 2:
                     break
                 self.evict(resident.model, "over budget")
+
+    def peak(self, model: str, edges: int, mb: float, cost: Cost | None) -> None:
+        """A pass over so many neighbour pairs took so much above the loaded model."""
+        if (at := self.cluster.position.get(self.life(model).device)) is not None:
+            self._footprints.measured_peak(model, self.cluster.devices[at].kind, edges, mb, cost)
+
+    def ran_out(self, model: str, edges: int, times: int) -> None:
+        """Calls of a model ran out of memory on passes of so many pairs: it is given a fifth more from now on.
+
+        On another device, where there is room for it; else beside fewer others, where they are too many for that.
+        """
+        life, now = self.life(model), self.clock()
+        life.ran_out_at = now
+        self.tally.out_of_memory[model] += times
+        if (at := self.cluster.position.get(life.device)) is None:
+            return
+        device = self.cluster.devices[at]
+        self._footprints.ran_out(model, device.kind, edges)
+        self.measure(life)
+        log.warning(
+            "ran out of memory", extra={"model": model, "device": device.id, "edges": edges, "need_mb": self._estimate(model)}
+        )
+        if not self.active or life.residency.state != "resident":
+            return
+        demand = Demand(model, self._estimate(model), excluded=frozenset({device.id}))
+        moved_lately = now - life.moved_at < MOVE_SECONDS
+        if not moved_lately and model not in self.policy.pinned and decide(demand, self.cluster, now).action == "load":
+            life.avoid, life.moved_at = device.id, now
+            self.evict(model, "out of memory")
+        else:
+            self.relieve(model)
+        self.step()
+
+    async def room_made(self, model: str) -> None:
+        """Returns when those that left for a model's sake are gone."""
+        device = self.life(model).device
+        for life in [each for each in self.lives.values() if each.device == device and each.evicted == "over budget"]:
+            await self.departure(life)
 
     def tick(self) -> None:
         """Time has passed: measurements, models that nobody asks for, devices that come back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Iterable, Mapping
@@ -22,15 +23,17 @@ from frontend.scheduler.policy import PRIORITIES, Policy
 from frontend.scheduler.server import Server
 from frontend.settings import Settings
 from frontend.supervisor.heartbeat import Heartbeat
+from frontend.supervisor.memory import Notes
 from frontend.supervisor.watch import ModelWatch
 from frontend.triton import canary
 from frontend.triton.control import ModelState, TritonControl
-from frontend.triton.reports import resident_mb
+from frontend.triton.reports import Reports, resident_mb
 
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 1.0
+NOTED_SECONDS: Final = 2.0
 CANARY_SECONDS: Final = 3600.0
 
 
@@ -53,6 +56,7 @@ class Residents:
         self._settings, self._catalogue, self._control, self._watch, self._bring = settings, catalogue, control, watch, bring
         self.inventory = Inventory(readers())
         self._read_at = self._looked_at = float("-inf")
+        self._notes, self._reports = Notes(settings.state / "memory"), Reports(settings.state / "reports")
         self.heartbeat = Heartbeat(
             control, watch, self._canary, self._dead, self._used, settings.heartbeat_seconds, settings.heartbeat_dead_seconds
         )
@@ -76,6 +80,7 @@ class Residents:
             "drain": self._drain,
             "quarantine": self._drain,
             "return": self._return,
+            "out of memory": self._out_of_memory,
         }
         return Server(self.owner, settings.state, self._observe, self.state, commands)
 
@@ -162,6 +167,16 @@ class Residents:
             states = await self._control.states()
             for name in self._catalogue.variants:
                 self._compare(name, states.get(name))
+        for name in list(self._watch.wanted):
+            self._learn(name)
+
+    def _learn(self, model: str) -> None:
+        """What the model's process has noted of its memory."""
+        news = self._notes.news(model, self._watch.processes_of(model))
+        for edges, mb in news.peaks:
+            self.owner.peak(model, edges, mb, self._reports.read(model).cost)
+        for edges, times in news.ran_out:
+            self.owner.ran_out(model, edges, times)
 
     def _compare(self, name: str, found: ModelState | None) -> None:
         """Tells the owner of a model that has come or gone without it."""
@@ -230,6 +245,16 @@ class Residents:
         health = self.owner.ward.of(device)
         health.drain() if message["what"] == "drain" else health.quarantine()
         self.owner.empty(device, "drain")
+
+    async def _out_of_memory(self, message: Mapping[str, Any]) -> None:
+        """A caller was told that its structure does not fit; when this returns, what follows from it has been done."""
+        model = self._catalogue.resolve(str(message.get("model"))).name
+        life, until = self.owner.life(model), self.owner.clock() + NOTED_SECONDS
+        self._learn(model)
+        while self.owner.clock() - life.ran_out_at > NOTED_SECONDS and self.owner.clock() < until:
+            await asyncio.sleep(0.05)  # the process writes its notes behind the answer
+            self._learn(model)
+        await self.owner.room_made(model)
 
     async def _return(self, message: Mapping[str, Any]) -> None:
         self.owner.ward.of(self._known(message)).give_back()

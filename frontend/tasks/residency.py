@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ase import Atoms
 
@@ -17,11 +17,15 @@ from forcefields import catalogue as catalogues
 from forcegate.calculations.forces import Point, Served
 from forcegate.calculator import ForcegateCalculator
 from forcegate.dispersion import correction_of
+from forcegate.errors import ForcegateError, OutOfMemory
 from frontend.scheduler.follower import Follower
 
 WAIT_SECONDS: Final = 60.0
 """How long one call waits for its model before the task pauses and goes on later."""
 CONNECT_SECONDS: Final = 5.0
+MEMORY_SECONDS: Final = 60.0
+
+Found = TypeVar("Found")
 
 
 class Holder:
@@ -53,6 +57,23 @@ class Holder:
         finally:
             asyncio.run_coroutine_threadsafe(held.__aexit__(None, None, None), self._loop).result()
 
+    def carry_out(self, models: Sequence[str], work: Callable[[], Found]) -> Found:
+        """What ``work`` gives while the models are resident; once more, with more room for the first, where it ran out of memory.
+
+        Raises:
+            OutOfMemory: it still does not fit.
+            ForcegateError: see ``hold``, and what else ``work`` raises.
+        """
+        try:
+            with self.hold(models):
+                return work()
+        except OutOfMemory:
+            asked = self._follower.do("out of memory", MEMORY_SECONDS, model=models[0])
+            with suppress(ForcegateError):  # it is tried in any case
+                asyncio.run_coroutine_threadsafe(asked, self._loop).result()
+        with self.hold(models):
+            return work()
+
 
 class HeldForces(Served):
     """``Served`` that holds its model, and the dispersion correction that belongs to it, for each call."""
@@ -83,8 +104,7 @@ class HeldForces(Served):
 
     def evaluate(self, structures: Sequence[Atoms]) -> list[Point]:
         """See ``Served``."""
-        with self._holder.hold(self._models):
-            return super().evaluate(structures)
+        return self._holder.carry_out(self._models, lambda: super(HeldForces, self).evaluate(structures))
 
 
 class HeldCalculator(ForcegateCalculator):
@@ -102,5 +122,4 @@ class HeldCalculator(ForcegateCalculator):
 
     def calculate(self, *args: Any, **named: Any) -> None:
         """See ``ForcegateCalculator``."""
-        with self._holder.hold(self._models):
-            super().calculate(*args, **named)
+        self._holder.carry_out(self._models, lambda: super(HeldCalculator, self).calculate(*args, **named))

@@ -25,6 +25,47 @@ NAMES = [f"analytic-{k}" for k in range(8)]
 BUDGET_MB = 1024
 """A model of this family holds about 290 MB."""
 CLIENTS, REQUESTS = 16, 3
+ADAPTER = '''"""Lennard-Jones argon. Krypton is the same, and has too little memory beside two other model processes."""
+
+import os
+
+import torch
+
+from forcefields.lennard_jones.adapter import LennardJones
+
+
+def neighbours():
+    found = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                state, parent = file.read().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        found += int(parent) == os.getppid() and state != "Z" and int(pid) != os.getpid()
+    return found
+
+
+class Crowded(LennardJones):
+    @classmethod
+    def load(cls, checkpoint, variant, device):
+        loaded = super().load(checkpoint, variant, device)
+        loaded.elements = (18, 36)
+        return loaded
+
+    def graph(self, structure, head):
+        graph = super().graph(structure, head)
+        object.__setattr__(graph.payload, "large", 36 in structure.numbers)
+        return graph
+
+    def evaluate(self, graphs, outputs):
+        if any(graph.payload.large for graph in graphs) and neighbours() >= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().evaluate(graphs, outputs)
+
+
+ADAPTER = Crowded
+'''
 
 
 def families(folder: Path) -> Path:
@@ -40,10 +81,8 @@ def families(folder: Path) -> Path:
             f'\n[[variant]]\nname = "{name}"\naliases = []\nsummary = "Number {k}"\n\n[variant.checkpoint]\nfile = "argon.json"\n'
             f'sha256 = "{hashlib.sha256(data).hexdigest()}"\nsource = "family"\npath = "{name}.json"\n'
         )
-    (own / "family.toml").write_text(text.replace('elements = "2,18,43,61,84-87"', 'elements = "18"'))
-    (own / "adapter.py").write_text(
-        '"""Lennard-Jones."""\n\nfrom forcefields.lennard_jones.adapter import LennardJones\n\nADAPTER = LennardJones\n'
-    )
+    (own / "family.toml").write_text(text.replace('elements = "2,18,43,61,84-87"', 'elements = "18,36"'))
+    (own / "adapter.py").write_text(ADAPTER)
     return own.parent
 
 
@@ -212,3 +251,22 @@ def test_a_device_that_is_drained_is_emptied_and_takes_models_again_when_it_is_r
         return next(m["state"] for m in httpx.get(f"{url}/devices").json()["models"] if m["model"] == NAMES[0])
 
     wait_until(lambda: state() == "resident", "its state is not told")
+
+
+def test_a_model_that_runs_out_of_memory_is_given_more_at_the_cost_of_the_others(small: RunningService) -> None:
+    for name in NAMES[:3]:
+        expected = ask(small, name).json()["energy"]
+    body = {"model_name": NAMES[2], "atoms": DIMER | {"symbols": ["Kr", "Kr"]}}
+    answers = [httpx.post(f"{small.url}/api/v1/single_point", json=body, timeout=150)]
+    assert (answers[0].status_code, answers[0].json()["code"]) == (413, "out_of_memory"), "a fifth more displaces nobody"
+    while answers[-1].status_code == 413 and len(answers) < 5:
+        answers.append(httpx.post(f"{small.url}/api/v1/single_point", json=body, timeout=150))
+    assert answers[-1].json()["energy"] == pytest.approx(expected), "it was tried again when there was room"
+    wait_until(lambda: number(small, "forcegate_scheduler_out_of_memory_total") >= 3, "it is not counted")
+    known = json.loads((small.state / "footprints.json").read_text())[f"{NAMES[2]} on cpu"]
+    assert known["raised"] >= 1.44
+    assert known["out_of_memory"] >= 3
+    # It has its room for good: with the two that it was loaded beside before there is too little for all.
+    for name in NAMES[:2]:
+        assert ask(small, name).status_code == 200
+    assert resident_mb(small)[1] <= 2

@@ -52,6 +52,21 @@ def test_running_out_of_memory_raises_this_size_and_larger_ones_by_a_fifth() -> 
     assert known.work_mb("m", "gpu", fit, COST) <= 5000 < known.work_mb("m", "gpu", fit + fit // 50, COST)
 
 
+def test_what_a_model_came_to_hold_is_kept_over_its_next_load_and_taken_back_slowly() -> None:
+    known = Footprints()
+    known.measured_base("m", "gpu", 1000)
+    known.ran_out("m", "gpu", 1000)
+    known.loaded("m", "gpu", 500)
+    assert known.of("m", "gpu").base_mb == 900
+    assert known.of("m", "gpu").raised == pytest.approx(1.2 / 1.05)
+    for _ in range(60):
+        known.loaded("m", "gpu", 500)
+    assert known.of("m", "gpu").base_mb <= 505
+    assert known.of("m", "gpu").raised == 1.0
+    known.loaded("m", "gpu", 700)
+    assert known.of("m", "gpu").base_mb == 700, "more counts at once"
+
+
 def test_out_of_memory_is_tried_once_more_and_then_fails() -> None:
     assert after_out_of_memory(1, edges=1000, fit=2000) == "elsewhere"
     assert after_out_of_memory(1, edges=1000, fit=500) == "smaller"

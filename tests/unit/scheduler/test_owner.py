@@ -75,13 +75,15 @@ class Scene:
     """An owner, its server in a folder, and clients of it."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
-        self.books, self.folder = Books(), folder
+        self.books, self.folder, self.two = Books(), folder, options.pop("two", False)
         policy = options.pop("policy", Policy(margin_mb=0, models_per_device=16))
         self.owner = Owner(self.books, self.devices, policy, Footprints(folder / "footprints.json"), **options)
         self.server = Server(self.owner, folder, self.nothing, lambda: {"models": {}}, {})
         self.tasks: list[asyncio.Task[None]] = []
 
     def devices(self) -> list[Device]:
+        if self.two:
+            return [Device(f"gpu-{k}", k, "gpu", "GPU", BUDGET, 0) for k in range(2)]
         return [Device("cpu", 0, "cpu", "CPU", BUDGET, sum(self.books.there.values()))]
 
     async def nothing(self) -> None:
@@ -265,3 +267,49 @@ def test_what_was_measured_survives_a_restart(play: Callable[..., Scene], tmp_pa
 
     play(steps)
     assert Footprints(tmp_path / "footprints.json").base_mb("m0", "cpu") == SIZE
+
+
+def test_a_model_that_ran_out_of_memory_gets_a_fifth_more_at_the_cost_of_its_neighbours(
+    play: Callable[..., Scene], tmp_path: Path
+) -> None:
+    async def steps(scene: Scene) -> None:
+        one = (await scene.follower())[0]
+        for name in NAMES[:3]:
+            await scene.use(one, name)
+        scene.owner.ran_out("m2", 5000, 1)
+        assert len(scene.books.there) == 3, "360 and 600 of 1,000 MB"
+        scene.owner.ran_out("m2", 5000, 1)
+        await asyncio.wait_for(scene.owner.room_made("m2"), 5)
+        assert set(scene.books.there) == {"m1", "m2"}, "the least recently used has left"
+        scene.owner.tick()
+        assert set(scene.books.there) == {"m1", "m2"}
+        await scene.use(one, "m0")
+        assert scene.owner.life("m2").device, "used last, so it stays"
+
+    scene = play(steps)
+    assert scene.books.most <= BUDGET
+    assert scene.owner.tally.out_of_memory == {"m2": 2}
+    known = Footprints(tmp_path / "footprints.json").of("m2", "cpu")
+    assert (known.base_mb, known.raised, known.out_of_memory) == (SIZE, pytest.approx(1.44), 2)
+    assert known.need_mb(0, BUDGET) == 432
+    assert known.need_mb(0, 400) == 400, "what is added for safety keeps it from no device"
+
+
+def test_a_model_that_ran_out_of_memory_goes_to_a_device_with_more_and_no_more_than_once(play: Callable[..., Scene]) -> None:
+    async def steps(scene: Scene) -> None:
+        one = (await scene.follower())[0]
+        await scene.use(one, "m0")
+        before = scene.owner.life("m0").device
+        work = asyncio.create_task(scene.use(one, "m0", work=0.2))
+        await asyncio.sleep(0.05)
+        scene.owner.ran_out("m0", 5000, 1)
+        assert scene.owner.life("m0").device == before, "its work in flight is finished first"
+        await work
+        await scene.use(one, "m0")
+        after = scene.owner.life("m0").device
+        assert {before, after} == {"gpu-0", "gpu-1"}
+        scene.owner.ran_out("m0", 5000, 1)
+        await scene.use(one, "m0")
+        assert scene.owner.life("m0").device == after
+
+    assert play(steps, two=True).owner.tally.evictions == {"out of memory": 1}

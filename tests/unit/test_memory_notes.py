@@ -1,0 +1,50 @@
+"""What model processes note of their memory, and how the supervisor reads it: each thing once."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from forcefields.runtime.batch import Tally
+from forcefields.runtime.engine import Report
+from forcefields.runtime.memory import Memory
+from frontend.supervisor.memory import News, Notes
+
+OWN = (os.getpid(),)
+
+
+def test_what_ran_out_is_told_once_by_size(tmp_path: Path) -> None:
+    written, notes = Memory(tmp_path / "m.json", "cpu"), Notes(tmp_path)
+    assert notes.news("m", OWN) == News(), "nothing has been written"
+    written.observe([Report(tally=Tally(out_of_memory=3, too_large=5000)), Report(tally=Tally(largest_pass=2000))])
+    assert notes.news("m", OWN) == News(ran_out=((5000, 1),)), "three passes of one call"
+    assert notes.news("m", OWN) == News()
+    written.observe([Report(tally=Tally(out_of_memory=1, too_large=6000)), Report(tally=Tally(out_of_memory=1, too_large=100))])
+    assert set(notes.news("m", OWN).ran_out) == {(6000, 1), (100, 1)}, "5,000 and 6,000 are of one size"
+
+
+def test_notes_of_another_process_are_not_news(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({"pid": os.getpid() + 1, "device": "cpu", "peaks": [[10, 5.0]], "ran_out": [[10, 1]]}))
+    assert Notes(tmp_path).news("m", OWN) == News(), "it was left by a service before"
+    path.write_text("{")
+    assert Notes(tmp_path).news("m", OWN) == News()
+
+
+def test_a_peak_is_measured_and_told_when_it_is_higher(tmp_path: Path) -> None:
+    written, notes = Memory(tmp_path / "m.json", "cpu"), Notes(tmp_path)
+    written.begin()
+    held = np.ones(256 * 2**17)  # 256 MB, each page of which is written to
+    peak = written.peak_mb()
+    assert held.sum()
+    assert 200 < peak < 400
+    written.begin()
+    assert written.peak_mb() == 0, "a call that held less than the process once did says nothing"
+    written.observe([Report(peak_mb=peak, tally=Tally(largest_pass=1000))])
+    ((edges, told),) = notes.news("m", OWN).peaks
+    assert (edges, abs(told - peak) < 0.1) == (1000, True)
+    written.observe([Report(peak_mb=1.01 * peak, tally=Tally(largest_pass=1001))])
+    assert notes.news("m", OWN) == News()
