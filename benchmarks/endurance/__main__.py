@@ -58,7 +58,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--models", default=f"{ANALYTIC},chgnet-0.3.0", help=f"separated by commas; {ANALYTIC} has to be one")
     parser.add_argument("--every", type=float, default=60.0, help="mean seconds between two kills")
-    parser.add_argument("--pause", type=float, default=3.0, help="mean seconds of a client between two requests")
+    parser.add_argument("--pause", type=float, default=10.0, help="mean seconds of a client between two requests")
     parser.add_argument("--sample", type=float, default=5.0, help="seconds between two looks at memory")
     parser.add_argument("--gateways", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
@@ -75,6 +75,8 @@ def settings_of(models: tuple[str, ...], options: argparse.Namespace) -> Setting
     names = ("port", "grpc_port", "metrics_port", "http_port")
     chosen = dict(zip(names, service.free_ports(len(names)), strict=True)) | {"host": "127.0.0.1", "threads": 1}
     further = {"models": models, "state": options.state, "gateways": options.gateways, "workers": options.workers}
+    # On a busy machine a service that starts from nothing takes longer than the 60 s of the default.
+    further["deadline_seconds"] = clients.TIMEOUT_SECONDS
     return all_settings.load(**chosen, **further)
 
 

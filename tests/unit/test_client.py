@@ -255,7 +255,8 @@ def test_structures_of_a_batch_whose_error_can_pass_are_sent_again_alone(way: ty
 
 
 def test_a_batch_keeps_the_errors_that_do_not_pass_in_time() -> None:
-    script = Script(results({"energy": 1.0}, errors.ModelNotReady("It is being brought back.")))
+    away = errors.ModelNotReady("It is being brought back.")
+    script = Script(results({"energy": 1.0}, away), results(away))
     answers = script.client(timeout=0.5).batch([bulk("Cu"), bulk("Ni")], "m")
     assert answers[0]["energy"] == 1.0
     assert answers[1]["error"]["code"] == "model_not_ready"
