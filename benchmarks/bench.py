@@ -90,7 +90,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def measure(plan: Plan, sections: Sequence[Any]) -> dict[str, Any]:
     """All figures, as they are written to the JSON file. A section that cannot be measured says so in one line."""
     started = time.monotonic()
-    results: dict[str, Any] = {"machine": _machine(), "quick": plan.quick, "settings": plan.overrides, "sections": {}}
+    results: dict[str, Any] = {"machine": machine(), "quick": plan.quick, "settings": plan.overrides, "sections": {}}
     for section in sections:
         say(f"section {section.NAME}")
         try:
@@ -101,7 +101,8 @@ def measure(plan: Plan, sections: Sequence[Any]) -> dict[str, Any]:
     return results | {"seconds": round(time.monotonic() - started)}
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, and when."""
     with open("/proc/cpuinfo") as file:
         processor = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), platform.machine())
     return {

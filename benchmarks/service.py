@@ -83,13 +83,13 @@ def own(models: Sequence[str], state: Path, configured: Settings, **overrides: o
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "forcegate.cli", "serve"],
-            env=_environment(settings),
+            env=environment(settings),
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
     try:
-        _wait(settings, process, log)
+        wait_until_serving(settings, process, log)
         _settle(psutil.Process(process.pid))
         yield settings
     finally:
@@ -98,11 +98,17 @@ def own(models: Sequence[str], state: Path, configured: Settings, **overrides: o
         process.wait(settings.drain_seconds * 2 + 30)
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables that a service with these settings is started with."""
     return {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)} | settings.as_environment()
 
 
-def _wait(settings: Settings, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_serving(settings: Settings, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Returns when all its models answer.
+
+    Raises:
+        SetupError: it ended, or took too long.
+    """
     deadline = time.monotonic() + START_SECONDS
     while not (_answers(settings) and serves(settings, settings.models)):
         if process.poll() is not None or time.monotonic() > deadline:

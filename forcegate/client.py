@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 from ase import Atoms
 
-from forcegate import arrays, errors, task_client
+from forcegate import arrays, batch_client, errors, task_client
 from forcegate.retries import Attempts
 from forcegate.structure import Structure, from_atoms, to_mapping
 
@@ -30,6 +30,7 @@ IDENTIFIER = re.compile("[0-9a-f]{32}")
 """The id of an uploaded structure. A file of such a name has to be given as a ``Path``."""
 
 MSGPACK = "application/msgpack"
+Body = Mapping[str, Any] | None
 
 DIRECT: dict[str, Any] = {"all://127.0.0.1": None, "all://localhost": None}
 """Where a proxy of the environment is not asked: this machine itself."""
@@ -62,7 +63,7 @@ class _Client:
         if encoding == "msgpack":
             _msgpack()
 
-    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, part: str = "") -> Any:
+    def call(self, method: str, path: str, body: Body = None, part: str = "", attempts: Attempts | None = None) -> Any:
         """Any endpoint, such as ``call("GET", "/gpu-status")``: the decoded answer, or the one field of it that ``part`` names."""
         raise NotImplementedError
 
@@ -85,10 +86,14 @@ class _Client:
     def batch(self, structures: Iterable[AnyStructure], model: str, **options: Any) -> Any:
         """A list with one answer, or ``{"error": ...}``, for each structure, in order; ``options`` as of ``single_point``.
 
-        For very many structures use ``forcegate.evaluate``, which has no limit.
+        Structures whose error can pass are sent again, as a whole call is. For very many structures use ``forcegate.evaluate``,
+        which has no limit.
         """
         body = {"model_name": model, "atoms": [self._atoms(structure) for structure in structures], **options}
-        return self.call("POST", "/api/v1/batch", body, part="results")
+        return self._send_batch(body)
+
+    def _send_batch(self, body: Mapping[str, Any]) -> Any:
+        raise NotImplementedError
 
     def multi_model(self, atoms: AnyStructure, models: Sequence[str], **task_params: Any) -> Any:
         """One structure at several models, with their comparison; ``task_params`` such as ``heads={model: head}``."""
@@ -195,7 +200,8 @@ class _Client:
         # The header may hold a date instead of seconds; our gateway sends seconds.
         return attempts.pause(error, self.answered, float(asked) if asked.replace(".", "", 1).isdigit() else 0.0)
 
-    def _attempts(self) -> Attempts:
+    def attempts(self) -> Attempts:
+        """The attempts at one call."""
         return Attempts(self.timeout, self.connect_timeout)
 
     def _typed(self, failure: httpx.TransportError | errors.ForcegateError) -> errors.ForcegateError:
@@ -240,8 +246,8 @@ class Client(_Client):
         """Ends the connections."""
         self.http.close()
 
-    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, part: str = "") -> Any:
-        attempts, request = self._attempts(), self._request(method, path, body)
+    def call(self, method: str, path: str, body: Body = None, part: str = "", attempts: Attempts | None = None) -> Any:
+        attempts, request = attempts or self.attempts(), self._request(method, path, body)
         while True:
             response = None
             try:
@@ -250,6 +256,9 @@ class Client(_Client):
             except (httpx.TransportError, errors.ForcegateError) as failure:
                 error = self._typed(failure)
             time.sleep(self._pause(error, attempts, response))
+
+    def _send_batch(self, body: Mapping[str, Any]) -> list[Any]:
+        return batch_client.batch_sync(self, body)
 
     def wait(self, task: str, timeout: float = 86_400.0, on_progress: Callable[[dict[str, Any]], None] | None = None) -> Any:
         """The result of a task as soon as there is one, or its error; ``on_progress`` is given the task at each look.
@@ -281,8 +290,8 @@ class AsyncClient(_Client):
         """Ends the connections."""
         await self.http.aclose()
 
-    async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, part: str = "") -> Any:
-        attempts, request = self._attempts(), self._request(method, path, body)
+    async def call(self, method: str, path: str, body: Body = None, part: str = "", attempts: Attempts | None = None) -> Any:
+        attempts, request = attempts or self.attempts(), self._request(method, path, body)
         while True:
             response = None
             try:
@@ -291,6 +300,9 @@ class AsyncClient(_Client):
             except (httpx.TransportError, errors.ForcegateError) as failure:
                 error = self._typed(failure)
             await asyncio.sleep(self._pause(error, attempts, response))
+
+    async def _send_batch(self, body: Mapping[str, Any]) -> list[Any]:
+        return await batch_client.batch_async(self, body)
 
     async def wait(self, task: str, timeout: float = 86_400.0, on_progress: Callable[[dict[str, Any]], None] | None = None) -> Any:
         """See ``Client.wait``."""

@@ -28,6 +28,7 @@ from forcegate import jsonlog
 from forcegate.errors import SetupError
 from frontend.security.listening import keys_needed
 from frontend.settings import Settings
+from frontend.supervisor import remains
 from frontend.supervisor.checks import check_machine
 from frontend.supervisor.service import Loaded, Service
 from frontend.triton import restriction
@@ -60,6 +61,7 @@ def run(settings: Settings, prepare: Prepare, setup_only: bool = False) -> int:
     dtypes = _dtypes(settings, catalogue)
     with _owned(settings):
         if not setup_only:
+            remains.end(settings.state, say)
             check_machine(settings)
         catalogue = prepare(settings, catalogue, list(dtypes), say)
         if setup_only:

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from frontend.supervisor import remains
+
 log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
@@ -62,7 +64,7 @@ class ChildProcess:
         with self.log.open("ab") if self._to_file else nullcontext(sys.stderr) as output:
             self._process = await asyncio.create_subprocess_exec(
                 *command,
-                env=dict(environment),
+                env={**environment, remains.SUPERVISOR: remains.signature()},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -118,7 +118,7 @@ def model_processes(server: int) -> dict[int, str]:
         return {}
     for child in children:
         try:
-            if child.name()[:15] == STUB[:15] and child.status() != psutil.STATUS_ZOMBIE and (model := _model_of(child.cmdline())):
+            if child.name()[:15] == STUB[:15] and child.status() != psutil.STATUS_ZOMBIE and (model := model_of(child.cmdline())):
                 found[child.pid] = model
         except psutil.Error:
             continue
@@ -137,12 +137,12 @@ def regions_in_use(server: int) -> dict[str, str]:
         for child in psutil.Process(server).children(recursive=True):
             with suppress(psutil.Error):
                 arguments = child.cmdline()
-                named |= dict.fromkeys(arguments, _model_of(arguments) or "")
+                named |= dict.fromkeys(arguments, model_of(arguments) or "")
     return named
 
 
-def _model_of(arguments: Iterable[str]) -> str | None:
-    """The model's name, from the path of its model.py in the arguments of the stub."""
+def model_of(arguments: Iterable[str]) -> str | None:
+    """The model's name, from the path of its model.py in the arguments of its process; None for another process."""
     for argument in arguments:
         path = Path(argument)
         if path.name == "model.py":

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 READY, LOADING, LOADABLE, MISSING, FAILED = "ready", "loading", "loadable", "missing checkpoint", "failed"
 STATES = (READY, LOADING, LOADABLE, MISSING, FAILED)
+DIED = "is not healthy"
+"""Triton's words of a process that ended or was halted while it loaded: the supervisor loads the model again."""
 POLL_SECONDS = 1.0
 
 
@@ -309,7 +311,7 @@ class Directory:
         name = variant.name
         if state is not None and state.state == "READY":
             return READY, None
-        if name in self._loading or (state is not None and state.state == "LOADING"):
+        if name in self._loading or (state is not None and (state.state == "LOADING" or DIED in state.reason)):
             return LOADING, _being_loaded(name)
         if not any(map(os.path.exists, self._checkpoints[name])):
             return MISSING, CheckpointMissing(

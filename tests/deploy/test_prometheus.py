@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 
+from forcegate.contract import MAX_BATCH_SIZE
 from frontend.supervisor.process import die_with
 from tests.deploy.conftest import Parts
 from tests.deploy.test_parts import ARGON
@@ -34,11 +40,12 @@ def prometheus(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     for job in jobs:
         job.pop("dns_sd_configs", None)
         job["static_configs"] = [{"targets": [parts.url(ports[job["job_name"]]).removeprefix("http://")]}]
-    config |= {
-        "scrape_configs": jobs,
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(FOLDER / name) for name in config["rule_files"]],
-    }
+    config |= {"scrape_configs": jobs, "global": {"scrape_interval": "1s", "evaluation_interval": "1s"}}
+    for name in config["rule_files"]:
+        found = yaml.safe_load((FOLDER / name).read_text())
+        for rule in (rule for group in found["groups"] for rule in group["rules"] if "for" in rule):
+            rule["for"] = "2s"  # the expressions stay as they are
+        (folder / name).write_text(yaml.safe_dump(found))
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     (port,) = free_ports(1)
     parent = os.getpid()
@@ -97,3 +104,63 @@ def test_every_metric_of_rules_and_dashboards_is_exported_and_every_query_runs(p
             assert query(prometheus, name), f"{name} records nothing"
     firing = query(prometheus, 'ALERTS{alertstate="firing"}')
     assert firing == [], "a service that is well alarms nobody"
+
+
+def faults(url: str) -> set[str]:
+    """The alerts that fire now."""
+    return {series["metric"]["alertname"] for series in query(url, 'ALERTS{alertstate="firing"}')}
+
+
+def _asked(parts: Parts, body: dict[str, Any], route: str = "single_point", seconds: float = 90) -> int:
+    return httpx.post(f"{parts.url()}/api/v1/{route}", json=body, timeout=seconds).status_code
+
+
+@contextmanager
+def locked(parts: Parts) -> Iterator[None]:
+    """The database of the tasks, in which nobody else can write meanwhile."""
+    with closing(sqlite3.connect(parts.state / "tasks.sqlite", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@contextmanager
+def hung(parts: Parts) -> Iterator[None]:
+    """Triton, which answers nobody meanwhile, as when its machine swaps."""
+    server = next(
+        process
+        for process in psutil.Process(parts.processes["triton"].pid).children(recursive=True)
+        if process.name() == "tritonserver"
+    )
+    server.suspend()
+    try:
+        yield
+    finally:
+        server.resume()
+
+
+def test_the_five_that_matter_most_fire_when_the_fault_is_there_and_end_with_it(parts: Parts, prometheus: str) -> None:
+    """ServiceDown, ModelUnavailable, ErrorRate and QueueWait by a Triton that hangs for 35 s; WorkerStuck by a database that a
+    worker cannot write to for 2 min, so that it gives no sign."""
+    many = {"model_name": "lj-argon", "atoms": [ARGON["atoms"]] * (2 * MAX_BATCH_SIZE + 40)}
+    wait_until(lambda: faults(prometheus) == set(), "something fires before there is a fault", 60)
+    with ThreadPoolExecutor(1) as threads:
+        begun = time.monotonic()
+        with locked(parts):
+            with hung(parts):
+                waiting = threads.submit(_asked, parts, many, "batch")
+                wait_until(
+                    lambda: faults(prometheus) >= {"ServiceDown", "ModelUnavailable"}, "nobody is told of a Triton that hangs", 30
+                )
+                assert _asked(parts, ARGON) == 503
+                wait_until(lambda: _asked(parts, ARGON) == 503 and "ErrorRate" in faults(prometheus), "nobody is told of 503", 30)
+                time.sleep(max(0.0, begun + 33 - time.monotonic()))
+            assert waiting.result() == 200, "what waited is answered, late"
+            wait_until(lambda: "QueueWait" in faults(prometheus), "nobody is told of requests that waited", 30)
+            gone = {"ServiceDown", "ModelUnavailable"}
+            wait_until(lambda: not faults(prometheus) & gone, "Triton answers again, and the alarm goes on", 60)
+            # Five minutes are looked at: what goes well now has to outnumber what went wrong by twenty.
+            wait_until(lambda: _asked(parts, many, "batch") == 200 and "QueueWait" not in faults(prometheus), "still waiting", 60)
+            wait_until(lambda: _asked(parts, ARGON) == 200 and "ErrorRate" not in faults(prometheus), "still errors", 60)
+            wait_until(lambda: "WorkerStuck" in faults(prometheus), "nobody is told of a worker that gives no sign", 150)
+        wait_until(lambda: not faults(prometheus), "the worker gives a sign again, and the alarm goes on", 60)

@@ -227,3 +227,37 @@ def test_structures_are_uploaded_and_named(tmp_path: Path) -> None:
     pages = Script(httpx.Response(200, json={"total": 1, "structures": [kept]}))
     assert pages.client().structures(limit=1) == [kept]
     assert pages.requests[0].url.query == b"limit=1&offset=0"
+
+
+def results(*answers: dict[str, Any] | errors.ForcegateError) -> httpx.Response:
+    """The answer of a batch."""
+    each = [{"error": answer.as_dict()} if isinstance(answer, errors.ForcegateError) else answer for answer in answers]
+    return httpx.Response(200, json={"results": [{"index": place, **answer} for place, answer in enumerate(each)]})
+
+
+@pytest.mark.parametrize("way", [Client, AsyncClient])
+def test_structures_of_a_batch_whose_error_can_pass_are_sent_again_alone(way: type[Client]) -> None:
+    away, bad = errors.ModelNotReady("It is being brought back."), errors.CoincidentAtoms("Two atoms are one.")
+    script = Script(results({"energy": 1.0}, away, bad, away), results(away, {"energy": 4.0}), results({"energy": 2.0}))
+    given = [bulk("Cu", a=edge) for edge in (3.4, 3.5, 3.6, 3.7)]
+    if way is Client:
+        answers = script.client().batch(given, "m", head="a")
+    else:
+        client = AsyncClient("http://gateway")
+        client.http = httpx.AsyncClient(transport=httpx.MockTransport(script))
+        answers = asyncio.run(client.batch(given, "m", head="a"))
+    assert [answer["index"] for answer in answers] == [0, 1, 2, 3]
+    assert [answer.get("energy") for answer in answers] == [1.0, 2.0, None, 4.0]
+    assert answers[2]["error"]["code"] == "coincident_atoms"
+    bodies = [json.loads(request.content) for request in script.requests]
+    assert [body["atoms"] for body in bodies[1:]] == [[bodies[0]["atoms"][k] for k in places] for places in ((1, 3), (1,))]
+    assert {body["head"] for body in bodies} == {"a"}
+
+
+def test_a_batch_keeps_the_errors_that_do_not_pass_in_time() -> None:
+    away = errors.ModelNotReady("It is being brought back.")
+    script = Script(results({"energy": 1.0}, away), results(away))
+    answers = script.client(timeout=0.5).batch([bulk("Cu"), bulk("Ni")], "m")
+    assert answers[0]["energy"] == 1.0
+    assert answers[1]["error"]["code"] == "model_not_ready"
+    assert len(script.requests) > 1
