@@ -96,8 +96,8 @@ async def trajectory(request: Request) -> Response:
     headers = {"Content-Disposition": f'attachment; filename="{identifier}.{FORMATS[name].ending}"'}
     if name == "extxyz":
         return StreamingResponse(_bytes(path, size), media_type="text/plain", headers=headers)
-    content = await asyncio.to_thread(converted, path, size, name)
-    return Response(content, media_type="text/plain", headers=headers)
+    pieces = await asyncio.to_thread(converted, path, size, name)
+    return StreamingResponse(pieces, media_type="text/plain", headers=headers)
 
 
 @router.get("/tasks/{task_id}/artifacts", **of_task(task_schemas.Artifacts, "The files."))

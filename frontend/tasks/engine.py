@@ -3,16 +3,22 @@
 DBOS holds an entry for each time that a task was put into the queue, hands it to exactly one worker, and hands the entries of a
 worker that was started again to it once more. What a task is, how far it came and who may write for it is in tables of our own;
 both are in one database, so that a task and its entry appear in one transaction.
+
+DBOS takes seconds and 25 MB to import, so that is done where it is first needed: a gateway that is never asked for a task, and one
+that only looks at tasks, does without.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSClient, DBOSConfig
+
+if TYPE_CHECKING:
+    from dbos import DBOSClient, DBOSConfig
 
 APPLICATION = "forcegate"
 QUEUE = "forcegate-tasks"
@@ -21,19 +27,39 @@ VERSION = "1"
 """Workers of another version leave the entries alone; to be raised when ``WORKFLOW`` takes other arguments."""
 
 
-def migrate(address: str) -> None:
-    """Creates or upgrades the tables of the engine; several processes may do so at once."""
-    _quiet()
-    DBOS.migrate(address)
-
-
 class Entries:
-    """Entries of the queue, from outside of a worker."""
+    """Entries of the queue, from outside of a worker. Threads may share it.
+
+    Args:
+        engine: of the database that holds our own tables.
+    """
 
     def __init__(self, engine: sa.Engine) -> None:
-        self._client = DBOSClient(
-            system_database_engine=engine, application_name=APPLICATION, lazy=True, retry_connection_errors=False
-        )
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._opened: DBOSClient | None = None
+
+    def open(self) -> None:
+        """Imports DBOS, and creates or upgrades its tables; several processes may do so at once. Only the first call does anything.
+
+        It has to come before the first transaction that writes an entry: on SQLite two cannot write at once.
+        """
+        with self._lock:
+            if self._opened is not None:
+                return
+            from dbos import DBOS, DBOSClient
+
+            _quiet()
+            DBOS.migrate(_address(self._engine))
+            self._opened = DBOSClient(
+                system_database_engine=self._engine, application_name=APPLICATION, lazy=True, retry_connection_errors=False
+            )
+
+    @property
+    def _client(self) -> DBOSClient:
+        self.open()
+        assert self._opened is not None
+        return self._opened
 
     def declare(self, slots: int, poll_seconds: float) -> None:
         """Sets, for all workers, how many entries each takes at once and how often it looks for one."""
@@ -77,23 +103,26 @@ class Entries:
 
     def close(self) -> None:
         """Lets go of what the client holds; the engine stays open."""
-        self._client.destroy()
+        if self._opened is not None:
+            self._opened.destroy()
 
 
 class Consumer:
     """Takes entries from the queue, up to ``slots`` at once, and hands each to ``carry_out(task, dispatch)`` in a thread.
 
     Args:
-        engine: of the database that ``migrate`` prepared, in which the queue was declared.
+        engine: of the database that ``Entries.open`` prepared, in which the queue was declared.
         worker: name of this worker. No other process that lives may have it.
     """
 
     def __init__(self, engine: sa.Engine, worker: str, slots: int, carry_out: Callable[[str, int], None]) -> None:
+        from dbos import DBOS
+
         _quiet()
         config: DBOSConfig = {
             "name": APPLICATION,
             "system_database_engine": engine,
-            "system_database_url": engine.url.render_as_string(hide_password=False),
+            "system_database_url": _address(engine),
             "executor_id": worker,
             "application_version": VERSION,
             "run_migrations": False,
@@ -111,10 +140,14 @@ class Consumer:
 
     def start(self) -> None:
         """Begins to take entries; those that a former process of this name had taken come first."""
+        from dbos import DBOS
+
         DBOS.launch()
 
     def stop(self, seconds: int) -> None:
         """Takes no more entries, and waits until those that were taken are done, ``seconds`` at most."""
+        from dbos import DBOS
+
         DBOS.destroy(workflow_completion_timeout_sec=seconds)
 
 
@@ -127,9 +160,34 @@ def _parse(name: str) -> tuple[str, int]:
     return task, int(dispatch)
 
 
+def _address(engine: sa.Engine) -> str:
+    return engine.url.render_as_string(hide_password=False)
+
+
+class _Plain(logging.Filter):
+    """Says in one line what DBOS tells with a traceback: the entry is gone of a task that this worker has been carrying out.
+
+    That happens where a worker was taken for dead, and is no failure: what it wrote has been fenced off by then.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is to be written; it may be changed."""
+        from dbos import error
+
+        if "outcome was not recorded" in record.getMessage():
+            return False  # the same event, told a moment before
+        if record.exc_info and isinstance(record.exc_info[1], error.DBOSNonExistentWorkflowError):
+            record.exc_info = record.exc_text = None
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
+            record.msg, record.args = "a task was given to another worker meanwhile; what this one still made of it is dropped", ()
+        return True
+
+
 def _quiet() -> None:
     """The engine's log goes where all of this process goes, warnings and worse alone."""
     log: Any = logging.getLogger("dbos")
     if not log.handlers:
         log.addHandler(logging.NullHandler())
+    if not any(isinstance(each, _Plain) for each in log.filters):
+        log.addFilter(_Plain())
     log.setLevel(logging.WARNING)

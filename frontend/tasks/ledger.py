@@ -6,17 +6,15 @@ import json
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
 from forcegate.errors import NotFound
 from frontend.tasks import order
+from frontend.tasks.engine import Entries
 from frontend.tasks.tables import CALLBACKS, EVENTS, TASKS
 from frontend.tasks.task import Priority, Status, View
-
-if TYPE_CHECKING:
-    from frontend.tasks.engine import Entries  # the engine takes seconds to import
 
 Clock = Callable[[], float]
 

@@ -8,8 +8,9 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 from forcegate.errors import Conflict, InvalidRequest, Overloaded, ServerUnavailable, SetupError
 from frontend.settings import Settings
 from frontend.tasks import callbacks, order, tables
+from frontend.tasks.engine import Entries
 from frontend.tasks.ledger import Clock, Ledger
 from frontend.tasks.tables import EVENTS, TASKS, writing
 from frontend.tasks.task import Event, Options, Status, View
@@ -35,27 +37,36 @@ RETRY_AFTER_SECONDS = 30
 
 
 def open_database(settings: Settings, connections: int, durable: bool = True) -> sa.Engine:
-    """The database of the tasks, created or upgraded where that is needed. ``durable`` is that of ``tables.connect``.
+    """The database of the tasks, its tables created where there are none. ``durable`` is that of ``tables.connect``.
 
     Raises:
         SetupError: it cannot be reached, or belongs to a newer version.
     """
-    # It takes seconds to import.
-    from frontend.tasks.engine import migrate
-
     address = tables.url(settings)
     if address.startswith("sqlite"):
         settings.state.mkdir(parents=True, exist_ok=True)
     engine = tables.connect(address, connections, durable)
     try:
-        # Ours first: on SQLite that sets the journal's mode, for which nobody else may have the file open.
-        tables.prepare(engine)
-        migrate(address)
-    except sa.exc.SQLAlchemyError as error:
+        with opening():
+            tables.prepare(engine)
+    except SetupError:
         engine.dispose()
+        raise
+    return engine
+
+
+@contextmanager
+def opening() -> Iterator[None]:
+    """Says in a sentence why the database cannot be opened.
+
+    Raises:
+        SetupError: it cannot.
+    """
+    try:
+        yield
+    except sa.exc.SQLAlchemyError as error:
         cause = " ".join(str(getattr(error, "orig", error)).split())
         raise SetupError(f"The database of tasks cannot be opened: {cause}", "See FORCEGATE_DATABASE_URL.") from None
-    return engine
 
 
 class DurableTasks:
@@ -82,10 +93,7 @@ class DurableTasks:
         """
         async with self._opening:
             if self._opened is None:
-                try:
-                    self._opened = await asyncio.get_running_loop().run_in_executor(self._threads, self._open)
-                except SetupError as error:
-                    raise ServerUnavailable(f"Tasks are not available: {error.detail}") from None
+                self._opened = await self._in_thread(self._open)
 
     async def close(self) -> None:
         """Closes the database; running calls end first."""
@@ -145,6 +153,7 @@ class DurableTasks:
         """See ``Tasks``."""
 
         def write() -> View:
+            self._prepare()
             with writing(self._engine) as connection:
                 row = self._ledger.row(connection, task, lock=True)
                 waiting = TASKS.c.status.in_((Status.PENDING, Status.QUEUED))
@@ -166,6 +175,7 @@ class DurableTasks:
         """See ``Tasks``."""
 
         def write() -> View:
+            self._prepare()
             with writing(self._engine) as connection:
                 row = self._ledger.row(connection, task, lock=True)
                 if (status := Status(row["status"])) is Status.COMPLETED or not status.final:
@@ -239,11 +249,15 @@ class DurableTasks:
 
     def _open(self) -> Ledger:
         engine = open_database(self._settings, CONNECTIONS)
-        from frontend.tasks.engine import Entries
-
         return Ledger(engine, Entries(engine), self._settings.task_lease_seconds, self._clock)
 
+    def _prepare(self) -> None:
+        """Makes the queue's engine ready, which the first call that writes has to wait for."""
+        with opening():
+            self._ledger.entries.open()
+
     def _submit(self, kind: str, parameters: dict[str, Any], models: Sequence[str], options: Options, user: str) -> View:
+        self._prepare()
         with writing(self._engine) as connection:
             row = self._accept(connection, kind, parameters, models, options, user)
         # Where it stands is looked up outside of the transaction, for which others may wait.
@@ -315,8 +329,13 @@ class DurableTasks:
     async def _call(self, function: Callable[[], _Answer]) -> _Answer:
         if self._opened is None:
             await self.open()
+        return await self._in_thread(function)
+
+    async def _in_thread(self, function: Callable[[], _Answer]) -> _Answer:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        except SetupError as error:
+            raise ServerUnavailable(f"Tasks are not available: {error.detail}") from None
         except (sa.exc.DataError, UnicodeEncodeError):
             raise InvalidRequest("A text of the request cannot be kept.", "Leave out control characters.") from None
         except (sa.exc.OperationalError, sa.exc.TimeoutError):

@@ -30,7 +30,7 @@ from frontend.tasks.identity import identity
 from frontend.tasks.kinds import KINDS
 from frontend.tasks.leases import Leases
 from frontend.tasks.ledger import Ledger
-from frontend.tasks.queue import open_database
+from frontend.tasks.queue import open_database, opening
 from frontend.tasks.residency import Holder
 from frontend.tasks.task import Status
 from frontend.tasks.worker_metrics import WorkerMetrics, exported
@@ -61,6 +61,8 @@ class Worker:
         self._settings, self._kinds, self.name = settings, kinds, name
         self._engine = open_database(settings, settings.task_concurrency + 8, durable=False)
         self._entries = Entries(self._engine)
+        with opening():
+            self._entries.open()
         self._ledger = Ledger(self._engine, self._entries, settings.task_lease_seconds)
         self._leases = Leases(self._ledger, settings, name)
         self._deliveries = Deliveries(self._engine, settings.callback_private, self._ledger.clock)

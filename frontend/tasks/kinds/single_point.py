@@ -1,16 +1,22 @@
-"""``single-point``: energy, forces and stress, queued."""
+"""``single-point``: energy, forces, stress and what else the model says, queued."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from ase.calculators.calculator import all_changes
 from pydantic import Field
 
 from forcegate.calculations import geometry
 from forcegate.calculations.answers import plain
+from forcegate.calculations.forces import point
 from forcegate.calculations.progress import Step
 from frontend.tasks.kinds.job import Job
 from frontend.tasks.kinds.kind import Calculation, TaskParameters
+
+ALWAYS = frozenset(("energy", "free_energy", "forces", "stress"))
+"""Of every model; whatever else ASE's calculator has is a further output."""
 
 
 class SinglePoint(TaskParameters):
@@ -21,20 +27,28 @@ class SinglePoint(TaskParameters):
 
 
 def calculate(job: Job) -> dict[str, Any]:
-    """One evaluation."""
+    """One evaluation, with every further output of the model that the dispersion leaves right."""
     asked = job.parameters
     assert isinstance(asked, SinglePoint)
-    (point,) = job.forces.evaluate([job.atoms])
-    job.progress(Step("energy", 1, 1, energy=point.energy))
-    # A model says NaN for the stress of what is not periodic in all three directions.
-    stress = point.stress if asked.compute_stress and job.atoms.pbc.all() else None
+    with job.calculator() as calculator:
+        extra = [name for name in calculator.implemented_properties if name not in ALWAYS]
+        atoms = job.atoms.copy()
+        atoms.set_constraint()
+        # Everything in one call: what is asked for later would be another one.
+        if extra:
+            calculator.calculate(atoms, ["energy", "forces", *extra], all_changes)  # type: ignore[attr-defined]
+        found = point(atoms, calculator)
+        further = {name: np.array(calculator.get_property(name, atoms)) for name in extra}
+    job.progress(Step("energy", 1, 1, energy=found.energy))
+    stress = found.stress if asked.compute_stress else None
     return {
-        "energy": point.energy,
-        "energy_per_atom": point.energy / len(job.atoms),
-        "forces": plain(point.forces) if asked.compute_forces else None,
+        "energy": found.energy,
+        "energy_per_atom": found.energy / len(atoms),
+        "forces": plain(found.forces) if asked.compute_forces else None,
         "stress": plain(stress),
-        "max_force": geometry.largest_norm(point.forces) if asked.compute_forces else None,
+        "max_force": geometry.largest_norm(found.forces) if asked.compute_forces else None,
+        **plain(further),
     }
 
 
-KIND = Calculation("single-point", "Energy, forces and stress.", SinglePoint, calculate)
+KIND = Calculation("single-point", "Energy, forces and stress, and the model's further outputs.", SinglePoint, calculate)

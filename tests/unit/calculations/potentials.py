@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ase import Atoms
@@ -10,6 +11,8 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 from scipy.optimize import minimize_scalar
 from vesin import ase_neighbor_list
+
+from forcegate.calculations.forces import OneByOne, Point
 
 EPSILON, SIGMA, CUTOFF = 0.0103, 3.4, 8.5
 """Those of the served lj-argon: eV, A, A."""
@@ -74,6 +77,41 @@ def springs(constant: float, length: float) -> PairPotential:
 def nothing() -> PairPotential:
     """An ideal gas."""
     return PairPotential(lambda r: (0 * r, 0 * r), 1.0)
+
+
+class Together(OneByOne):
+    """Forces with a calculator for each thread, which note how many structures, and how many threads, are at work at once.
+
+    Args:
+        make: makes a calculator.
+        parallel: calculators at once; each waits, once, for as many others to begin.
+    """
+
+    def __init__(self, make: Callable[[], PairPotential], parallel: int) -> None:
+        super().__init__(make())
+        self._make, self.parallel = make, parallel  # type: ignore[misc]
+        self.batches: list[int] = []
+        self.largest = 0
+        self._begun = threading.Barrier(parallel, action=self._all_begun)
+
+    def _all_begun(self) -> None:
+        self.largest = self.parallel
+
+    def evaluate(self, structures: Sequence[Atoms]) -> list[Point]:
+        self.batches.append(len(structures))
+        return super().evaluate(structures)
+
+    def calculator(self) -> PairPotential:
+        made = self._make()
+        calculate = made.calculate
+
+        def first(*arguments: object, **options: object) -> None:
+            made.calculate = calculate
+            self._begun.wait(30)  # it breaks where they come one after the other
+            calculate(*arguments, **options)
+
+        made.calculate = first
+        return made
 
 
 def fcc(a: float, symbol: str = "Ar", repeat: int = 1) -> Atoms:

@@ -8,13 +8,13 @@ from ase.units import GPa
 
 from forcegate import errors
 from forcegate.calculations.bulk_modulus import BulkModulusParameters, at_volumes, bulk_modulus, fit_equation_of_state
-from tests.unit.calculations.potentials import fcc, lattice_minimum, lennard_jones
+from tests.unit.calculations.potentials import Together, fcc, lattice_minimum, lennard_jones
 
 SMOOTH = 30.0
 """A, a cutoff so long that the shells which cross it with the volume weigh nothing: at 8.5 A they bend the curve."""
 
 
-@pytest.mark.parametrize("eos", ["birch_murnaghan", "vinet", "poirier_tarantola"])
+@pytest.mark.parametrize("eos", ["birch_murnaghan", "vinet", "murnaghan", "poirier_tarantola"])
 def test_argon_has_the_bulk_modulus_of_the_lattice_sum(eos: str) -> None:
     answer = bulk_modulus(lennard_jones(SMOOTH), fcc(5.3), BulkModulusParameters(strain_range=0.03, eos=eos))
     a, energy, modulus = lattice_minimum(SMOOTH)
@@ -44,6 +44,14 @@ def test_ions_are_relaxed_at_each_volume() -> None:
     frozen = at_volumes(start, 0.03, 7)[3]
     frozen.calc = lennard_jones(SMOOTH)
     assert frozen.get_potential_energy() / 4 > energy + 1e-3
+
+
+@pytest.mark.parametrize("relax_ions", [False, True])
+def test_all_volumes_go_out_together(relax_ions: bool) -> None:
+    forces = Together(lambda: lennard_jones(), 8)
+    parameters = BulkModulusParameters(relax_cell=False, relax_ions=relax_ions, num_points=8)
+    bulk_modulus(forces, fcc(lattice_minimum()[0]), parameters)
+    assert (forces.largest, forces.batches) == ((8, []) if relax_ions else (0, [8]))
 
 
 def test_a_minimum_outside_of_the_range_is_not_fitted() -> None:

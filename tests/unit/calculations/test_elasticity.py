@@ -9,7 +9,7 @@ from ase.units import GPa
 
 from forcegate import errors
 from forcegate.calculations.elasticity import ElasticityParameters, elasticity
-from tests.unit.calculations.potentials import fcc, lattice_minimum, lennard_jones
+from tests.unit.calculations.potentials import Together, fcc, lattice_minimum, lennard_jones
 
 CUTOFF = 30.0
 
@@ -37,6 +37,15 @@ def test_relaxed_ions_are_softer_than_clamped_ones() -> None:
     relaxed = elasticity(lennard_jones(20.0), hcp, ElasticityParameters(num_strains=1, fmax=1e-5))
     assert relaxed.stiffness[5, 5] < 0.98 * clamped.stiffness[5, 5]
     assert relaxed.stiffness[5, 5] == pytest.approx((relaxed.stiffness[0, 0] - relaxed.stiffness[0, 1]) / 2, rel=0.01)
+
+
+@pytest.mark.parametrize("relax_ions", [False, True])
+def test_all_strains_go_out_together(relax_ions: bool) -> None:
+    forces = Together(lambda: lennard_jones(), 13)
+    parameters = ElasticityParameters(relax_cell=False, relax_ions=relax_ions, num_strains=1)
+    elasticity(forces, fcc(lattice_minimum()[0]), parameters)
+    # Both signs of six strains, and the structure itself.
+    assert (forces.largest, forces.batches) == ((13, []) if relax_ions else (0, [13]))
 
 
 def test_an_unstable_crystal_is_called_so() -> None:

@@ -10,7 +10,7 @@ from ase.build import molecule
 from forcegate import errors
 from forcegate.calculations.interaction_energy import InteractionEnergyParameters, interaction_energy
 from forcegate.calculations.qmof_energy import QmofEnergyParameters, qmof_energy
-from tests.unit.calculations.potentials import EPSILON, SIGMA, fcc, lennard_jones
+from tests.unit.calculations.potentials import EPSILON, SIGMA, Together, fcc, lennard_jones
 
 ATOM = Atoms("Ar")
 
@@ -47,6 +47,14 @@ def test_a_vacancy_is_the_best_place_in_a_crystal() -> None:
     energies = [site.interaction_energy for site in answer.sites]
     assert energies == sorted(energies)
     assert all(site.distance >= 1.0 for site in answer.sites)
+
+
+def test_all_placements_go_out_together() -> None:
+    forces = Together(lambda: lennard_jones(), 4)
+    parameters = InteractionEnergyParameters(guest=ATOM, placement="random", count=20, min_distance=1.0)
+    answer = interaction_energy(forces, fcc(8.0), parameters)
+    assert forces.batches == [len(answer.sites) + 2]  # and the host and the guest alone
+    assert len(answer.sites) > 4
 
 
 def test_guests_keep_their_shape_in_every_orientation() -> None:

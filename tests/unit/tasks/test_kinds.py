@@ -169,6 +169,9 @@ def test_phonons_warn_of_a_small_supercell_and_choose_a_large_one(tmp_path: Path
     large = run("heat-capacity", body(atoms, temperatures=[50], supercell=None, mesh_length=30), InProcess(tmp_path / "large"))
     assert not large["warnings"]
     assert min(large["supercell"]) > 2
+    assert (tmp_path / "large" / "heat-capacity.png").read_bytes().startswith(b"\x89PNG")
+    assert len(large["dos"]) == len(large["dos_frequencies"]) > 10
+    assert {"distances", "frequencies", "qpoints", "labels"} == set(large["bands"])
     # A crystal of one kind of atom tends to 3 R; argon at 50 K has nine tenths of that.
     assert 0.8 * 24.94 < large["heat_capacities"][0] < 24.94
 
@@ -189,6 +192,24 @@ def test_elasticity_qmof_single_point_and_guest(tmp_path: Path) -> None:
     x = (3.4 / 3.8) ** 6
     shift = 4 * 0.0103 * ((3.4 / 8.5) ** 12 - (3.4 / 8.5) ** 6)
     assert site["interaction_energy"] == pytest.approx(4 * 0.0103 * (x * x - x) - shift, abs=1e-9)
+
+
+def test_a_single_point_has_every_further_output_in_one_evaluation(context: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    calculator = lennard_jones()
+    calculator.implemented_properties = [*calculator.implemented_properties, "magmoms", "energies"]
+    calculate = calculator.calculate
+
+    def with_more(*arguments: Any, **options: Any) -> None:
+        calculate(*arguments, **options)
+        calculator.results |= {"magmoms": np.arange(4.0), "energies": np.full(4, calculator.results["energy"] / 4)}
+
+    calculator.calculate = with_more
+    monkeypatch.setattr(context, "forces", lambda *_: OneByOne(calculator))
+    point = run("single-point", body(argon(), compute_stress=False), context)
+    assert point["magmoms"] == [0.0, 1.0, 2.0, 3.0]
+    assert sum(point["energies"]) == pytest.approx(point["energy"])
+    assert point["stress"] is None
+    assert calculator.calls == 1
 
 
 def test_an_energy_that_differs_from_its_reference_is_no_failure(context: InProcess) -> None:
