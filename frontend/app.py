@@ -67,7 +67,12 @@ def create_app(settings: Settings) -> Gateway:
     )
     app.state.service = parts
     app.front = EveryRequest(
-        super(Gateway, app).__call__, parts.metrics, calculations.DIRECT, _typed, parts.admit if parts.gatekeeper else None
+        super(Gateway, app).__call__,
+        parts.metrics,
+        calculations.DIRECT,
+        _typed,
+        parts.admit if parts.gatekeeper else None,
+        parts.tracing,
     )
     if settings.cors_origins:
         app.front = CORSMiddleware(
