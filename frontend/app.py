@@ -79,7 +79,7 @@ def create_app(settings: Settings) -> Gateway:
             app.front,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST", "DELETE"),
-            allow_headers=("Authorization", "X-API-Key", "Content-Type", "Accept", "Last-Event-ID", "X-Request-ID"),
+            allow_headers=("Authorization", "X-API-Key", "Content-Type", "Accept", "Last-Event-ID", "X-Request-ID", "traceparent"),
             expose_headers=("X-Request-ID", "Retry-After", "Location"),
         )
     for routes in _MODULES:

@@ -28,6 +28,8 @@ EXPORT_SECONDS: Final = 5.0
 """Time that one delivery to the collector may take, with its retries, and that the end of a process may wait for it."""
 DELAY_MILLISECONDS: Final = 1000
 _CONTEXT: Final = (b"traceparent", b"tracestate")
+_LONGEST: Final = 512
+"""Characters of a ``tracestate`` that is handed on, as many as W3C asks for: gRPC refuses calls whose headers are too long."""
 _OFF: Final[AbstractContextManager[None]] = nullcontext()
 
 
@@ -67,7 +69,7 @@ class Tracing:
 
         The caller's ``traceparent`` decides that where there is one, else the ratio of the settings.
         """
-        given = {name.decode(): value.decode("latin-1") for name, value in headers if name in _CONTEXT}
+        given = {name.decode(): value.decode("latin-1") for name, value in headers if name in _CONTEXT and len(value) <= _LONGEST}
         parent = self._propagator.extract(given, self._nobody)
         attributes = {"forcegate.request_id": request_id}
         root = self._tracer.start_span("request", parent, kind=self._api.SpanKind.SERVER, attributes=attributes)

@@ -18,6 +18,7 @@ from forcegate.errors import SetupError
 from frontend import settings
 from frontend.app import create_app
 from frontend.supervisor import triton
+from frontend.tracing import Tracing
 from tests.collector import Collector, Span, collecting
 from tests.service import ROOT, free_ports
 
@@ -73,6 +74,25 @@ def test_the_ratio_chooses_and_the_caller_chooses_before_it(tmp_path: Path) -> N
         assert (span.trace, span.parent) == (sampled[3:35], sampled[36:52])
         ask(tmp_path, *asked, traces=collector.url, traces_ratio=0.5)
         assert 2 < len(collector.spans) < 22
+
+
+def test_what_is_handed_on_is_a_child_of_the_caller_s_trace_and_short() -> None:
+    tracing = Tracing(f"http://127.0.0.1:{free_ports(1)[0]}", "gateway")
+    given = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    def handed_on(state: bytes) -> dict[str, str]:
+        trace = tracing.request([(b"traceparent", given), (b"tracestate", state)], "a")
+        assert trace is not None
+        with trace.span("ModelInfer", {}, client=True) as metadata:
+            return dict(metadata)
+
+    carried = handed_on(b"vendor=1")
+    assert carried["traceparent"][:35] == given[:35].decode()
+    assert carried["traceparent"][36:52] != given[36:52].decode()
+    assert carried["tracestate"] == "vendor=1"
+    # Triton's gRPC has a limit for headers: a client must not be able to make its calls fail by it.
+    for state in (b"vendor=" + 600 * b"1", b"\xff\xfe=1", b"===,"):
+        assert set(handed_on(state)) == {"traceparent"}
 
 
 def test_headers_of_the_environment_reach_the_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
