@@ -67,14 +67,19 @@ def create_app(settings: Settings) -> Gateway:
     )
     app.state.service = parts
     app.front = EveryRequest(
-        super(Gateway, app).__call__, parts.metrics, calculations.DIRECT, _typed, parts.admit if parts.gatekeeper else None
+        super(Gateway, app).__call__,
+        parts.metrics,
+        calculations.DIRECT,
+        _typed,
+        parts.admit if parts.gatekeeper else None,
+        parts.tracing,
     )
     if settings.cors_origins:
         app.front = CORSMiddleware(
             app.front,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST", "DELETE"),
-            allow_headers=("Authorization", "X-API-Key", "Content-Type", "Accept", "Last-Event-ID", "X-Request-ID"),
+            allow_headers=("Authorization", "X-API-Key", "Content-Type", "Accept", "Last-Event-ID", "X-Request-ID", "traceparent"),
             expose_headers=("X-Request-ID", "Retry-After", "Location"),
         )
     for routes in _MODULES:

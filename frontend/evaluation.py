@@ -15,6 +15,7 @@ from frontend.admission import Place
 from frontend.chunks import Chunk, chunks
 from frontend.service import Service
 from frontend.telemetry import Call
+from frontend.tracing import waiting
 
 Arrays = dict[str, np.ndarray]
 
@@ -37,6 +38,8 @@ async def one(service: Service, question: Question, structure: Structure, call: 
     """
     work = service.estimator(question.model).work((structure,))
     with service.queue(question.model).enter((work,), bulk=False, deadline=call.deadline) as (place,):
+        with waiting(call, question.model, 1):
+            await place.turn()
         async with place:
             return await service.evaluator.evaluate(question.model, structure, question.outputs, question.head, call)
 
@@ -56,6 +59,8 @@ async def many(
 
     async def evaluate(chunk: Chunk, place: Place) -> list[Arrays | ForcegateError]:
         try:
+            with waiting(call, question.model, len(chunk.structures)):
+                await place.turn()
             async with place:
                 return await service.evaluator.evaluate_many(
                     question.model, chunk.structures, question.outputs, question.head, call

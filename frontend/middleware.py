@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from forcegate.errors import ForcegateError, ServerUnavailable
 from frontend.bodies import error_response
 from frontend.telemetry import REQUEST_ID, UNMATCHED, Call, Metrics, request_id
+from frontend.tracing import Tracing
 
 access = logging.getLogger("frontend.access")
 log = logging.getLogger(__name__)
@@ -38,16 +39,24 @@ class EveryRequest:
             time that a small calculation takes in the gateway.
         refuse: makes the answer for a typed error.
         admit: raises the typed error of a request that is not let in.
+        tracing: makes the spans of requests, where they are wanted.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, direct: Mapping[str, Endpoint], refuse: Refuse, admit: Admit | None = None
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        direct: Mapping[str, Endpoint],
+        refuse: Refuse,
+        admit: Admit | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.direct = direct
         self.refuse = refuse
         self.admit = admit
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; websockets and lifespan pass through."""
@@ -55,6 +64,8 @@ class EveryRequest:
             await self.app(scope, receive, send)
             return
         call = _begin(scope)
+        if self.tracing is not None and scope["path"] not in QUIET:
+            call.trace = self.tracing.request(scope["headers"], call.request_id)
         token = REQUEST_ID.set(call.request_id)
         id_header = (b"x-request-id", call.request_id.encode())
         status = 0
@@ -132,6 +143,8 @@ class EveryRequest:
             self.metrics.rejected.labels(call.code).inc()
         if call.structures:
             self.metrics.batch.labels(route).observe(call.structures)
+        if call.trace is not None:
+            call.trace.finish(call, route, method, status)
         level = logging.DEBUG if route in QUIET and status < 500 else logging.INFO
         if not access.isEnabledFor(level):
             return
@@ -141,6 +154,8 @@ class EveryRequest:
                 extra[name] = value
         if call.key is not None:
             extra["key"], extra["user"] = call.key.id, call.key.user
+        if call.trace is not None:
+            extra["trace_id"] = call.trace.identifier
         # Not access.log: it would look through the stack for the line that calls it, and nobody reads that.
         access.handle(access.makeRecord(access.name, level, "", 0, "request", (), None, extra=extra))
 

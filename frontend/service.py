@@ -28,6 +28,7 @@ from frontend.structures.store import StructureStore
 from frontend.tasks.queue import DurableTasks
 from frontend.tasks.task import Tasks
 from frontend.telemetry import Call, Metrics
+from frontend.tracing import Tracing
 from frontend.triton import restriction
 from frontend.triton.client import Evaluator
 from frontend.triton.control import TritonControl
@@ -58,6 +59,7 @@ class Service:
         self.settings = settings
         self.residency = Follower(settings.state, "gateway")
         self.metrics = Metrics(lambda: self.residency.state)
+        self.tracing = Tracing(settings.traces_url, "gateway", settings.traces_ratio) if settings.traces else None
         self.body_limit = settings.max_body_mb * 2**20
         self.admission = Admission(
             settings.structures_per_gateway,
@@ -110,6 +112,8 @@ class Service:
             await self.directory.close()
             await self.evaluator.close()
             await control.close()
+            if self.tracing is not None:
+                await asyncio.to_thread(self.tracing.close)
 
     async def admit(self, scope: Scope, call: Call) -> None:
         """Lets a request in by its key; see ``Gatekeeper.admit`` and ``KeyLimits.request``."""

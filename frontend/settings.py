@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -196,6 +197,17 @@ class Settings(BaseSettings):
         description="NVIDIA's cuEquivariance for MACE and SevenNet on a GPU: `auto` where it is installed, `on` refuses to load "
         "without it. What to install is in `forcefields/<family>/accelerated.txt`.",
     )
+    traces: str = Field(
+        "",
+        description="OpenTelemetry collector that traces are sent to by OTLP over HTTP, such as `http://127.0.0.1:4318` "
+        "(docs/monitoring.md); empty for none. An address without a path gets `/v1/traces`.",
+    )
+    traces_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Part of the requests that is traced, of those whose caller has not decided it by a `traceparent` header.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log lines that are written.")
     log_to: Literal["files", "stderr"] = Field(
         "files",
@@ -208,6 +220,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("traces")
+    @classmethod
+    def _collector(cls, value: str) -> str:
+        if value and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
+            raise ValueError("it has to be an address such as http://127.0.0.1:4318")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -251,6 +270,13 @@ class Settings(BaseSettings):
         """The environment variables that mean these settings."""
         values = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in self.model_dump().items()}
         return {PREFIX + name.upper(): value for name, value in values.items()}
+
+    @property
+    def traces_url(self) -> str:
+        """Where spans are POSTed to; empty for nowhere."""
+        if not self.traces or urlsplit(self.traces).path.strip("/"):
+            return self.traces
+        return urlsplit(self.traces)._replace(path="/v1/traces").geturl()
 
     @property
     def grpc_address(self) -> str:

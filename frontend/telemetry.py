@@ -27,6 +27,7 @@ from frontend.tasks.metrics import TaskMetrics
 
 if TYPE_CHECKING:
     from frontend.security.keys import Key
+    from frontend.tracing import Trace
 
 REQUEST_ID: ContextVar[str] = ContextVar("forcegate_request_id", default="")
 """Id of the request that the running task works for; every log line takes it from here."""
@@ -94,6 +95,7 @@ class Call:
         code: code of the error that was answered, if any.
         gone: the caller went away before the answer.
         key: the API key of the request; None where none is needed.
+        trace: its spans; None where it is not traced.
     """
 
     request_id: str
@@ -108,6 +110,7 @@ class Call:
     code: str = ""
     gone: bool = False
     key: Key | None = None
+    trace: Trace | None = None
 
     def allow(self, seconds: float) -> None:
         """Sets the deadline, ``seconds`` after arrival."""

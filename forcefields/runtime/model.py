@@ -15,7 +15,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils  # provided by Triton's stub
 
 from forcefields import catalogue
-from forcefields.runtime import arithmetic, calibration, gate, loading, memory, transport
+from forcefields.runtime import arithmetic, calibration, gate, loading, memory, tracing, transport
 from forcefields.runtime.batch import Job
 from forcefields.runtime.engine import Engine, Report
 from forcefields.runtime.journal import Journal
@@ -78,6 +78,7 @@ class TritonPythonModel:
         self._specs = {spec.name: spec for spec in contract.output_specs(variant.extra_outputs)}
         self._memory = memory.Memory(self._settings.state / "memory" / f"{name}.json", device)
         self._teller = Teller((Metrics(name, pb_utils).observe, self._memory.observe), _note)
+        self._spans = tracing.Spans(self._settings.traces, name, device) if self._settings.traces else None
         transport.carrier()  # now rather than in the first request: it may have to import its library
         seconds = time.perf_counter() - started
         gate.write_report(self._settings.state, variant, device, seconds, report, found.cost, how)
@@ -90,6 +91,7 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Called by Triton with the requests of one batch; every request gets its own response or its own error."""
+        started = time.time_ns()
         read = [self._read(request) for request in requests]
         jobs = [job for _width, request_jobs, _error in read for job in request_jobs]
         self._memory.begin()
@@ -100,12 +102,16 @@ class TritonPythonModel:
             for request, (width, request_jobs, error) in zip(requests, read, strict=True)
         ]
         self._last_seconds = report.seconds
+        if self._spans is not None:
+            self._spans.tell([(request, of_one) for request, (_, of_one, _) in zip(requests, read, strict=True)], report, started)
         self._teller.tell(report, [request.request_id() for request in requests])
         return responses
 
     def finalize(self) -> None:
         """Called by Triton before the process ends."""
         self._teller.close()
+        if self._spans is not None:
+            self._spans.close()
         log.info("model unloaded")
 
     def _read(self, request: Any) -> tuple[int, list[Job], Any]:

@@ -22,6 +22,7 @@ class ModelSettings:
     log_level: str = "info"
     matmul_precision: str = "highest"
     cuequivariance: str = "off"
+    traces: str = ""
 
     @classmethod
     def from_environment(cls) -> ModelSettings:
@@ -36,6 +37,7 @@ class ModelSettings:
             log_level=get("FORCEGATE_LOG_LEVEL", "info"),
             matmul_precision=get("FORCEGATE_MATMUL_PRECISION", "highest"),
             cuequivariance=get("FORCEGATE_CUEQUIVARIANCE", "off"),
+            traces=get("FORCEGATE_TRACES", ""),
         )
 
     def as_environment(self) -> dict[str, str]:

@@ -49,7 +49,10 @@ class Load:
 
 
 class Place:
-    """One request's place in the queue. ``async with place:`` waits for its turn; the block is its time in Triton."""
+    """One request's place in the queue. ``async with place:`` waits for its turn; the block is its time in Triton.
+
+    Whoever wants to see the two apart awaits ``turn`` before.
+    """
 
     __slots__ = ("_queue", "_turn", "bulk", "deadline", "entered", "handed_over", "left", "work")
 
@@ -60,6 +63,11 @@ class Place:
         self.handed_over = self.left = False
 
     async def __aenter__(self) -> Place:
+        """See ``turn``."""
+        await self.turn()
+        return self
+
+    async def turn(self) -> None:
         """Returns when it is this request's turn.
 
         Raises:
@@ -76,7 +84,6 @@ class Place:
             finally:
                 if not self.handed_over or self._turn.cancelled():
                     self._queue.leave(self)
-        return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Makes room for the next one."""

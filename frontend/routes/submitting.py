@@ -110,6 +110,8 @@ async def submit(request: Request, service: Service, call: Call, submission: Sub
         if not _KEY.fullmatch(key):
             raise InvalidRequest("Idempotency-Key has to be printable ASCII without spaces, at most 200 characters.", "")
         options = replace(options, idempotency_key=key)
+    if call.trace is not None:
+        options = replace(options, asked_by=call.trace.traceparent)
     return await service.tasks.submit(submission.kind, resolved.parameters, resolved.models, options, user_of(request))
 
 

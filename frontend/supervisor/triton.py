@@ -53,6 +53,7 @@ def command(settings: Settings, foreign: Path) -> list[str]:
         "--grpc-http2-min-recv-ping-interval-without-data=5000",
         *restriction.options(restriction.key_of(settings)),
         *_tls(settings),
+        *_traces(settings),
     ]
 
 
@@ -79,6 +80,20 @@ def _tls(settings: Settings) -> list[str]:
     return ["--grpc-use-ssl=true", *(f"--grpc-server-{name}={Path(path).resolve()}" for name, path in given.items())]
 
 
+def _traces(settings: Settings) -> list[str]:
+    """Triton's own spans, of requests that came with a ``traceparent`` and of no others: the gateway has chosen them."""
+    if not settings.traces:
+        return []
+    of_all = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=0", "count=-1")
+    resource = {"service.name": "forcegate-triton", "service.namespace": "forcegate"}
+    return [
+        *(f"--trace-config={setting}" for setting in of_all),
+        f"--trace-config=opentelemetry,url={settings.traces_url}",
+        "--trace-config=opentelemetry,bsp_schedule_delay=1000",
+        *(f"--trace-config=opentelemetry,resource={name}={value}" for name, value in resource.items()),
+    ]
+
+
 def environment(settings: Settings) -> dict[str, str]:
     """The variables of tritonserver, which its model processes inherit."""
     model = ModelSettings(
@@ -90,6 +105,7 @@ def environment(settings: Settings) -> dict[str, str]:
         log_level=settings.log_level,
         matmul_precision=settings.matmul_precision,
         cuequivariance=settings.cuequivariance,
+        traces=settings.traces_url,
     )
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("FORCEGATE_", "PYTHON", "VIRTUAL_ENV"))}
     variables = inherited | ALLOCATOR | model.as_environment()

@@ -17,7 +17,7 @@ from forcegate.calculations.progress import Step
 from forcegate.calculations.states import Checkpoint, State
 from frontend.settings import Settings
 from frontend.tasks.context import Ended
-from frontend.tasks.queue import folder
+from frontend.tasks.queue import TRACEPARENT, folder
 from frontend.tasks.residency import HeldForces, Holder
 from frontend.tasks.tables import PARTS, STATES, TASKS, inserting, writing
 from frontend.tasks.task import Status
@@ -52,6 +52,8 @@ class Attempt:
         self.task, self.number, self.rank = str(row["id"]), int(row["attempt"]), int(row["rank"])
         self.dispatch, self.kind, self.models = int(row["dispatch"]), row["kind"], row["models"]
         self.parameters: dict[str, Any] = json.loads(row["parameters"])
+        self.asked_by: str = self.parameters.pop(TRACEPARENT, "")
+        """``traceparent`` of the request that queued the task; empty where it was not traced."""
         self.folder = folder(settings, self.task)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.claimed = time.monotonic()

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
 FINAL = tuple(status for status in Status if status.final)
+TRACEPARENT = "traceparent"
+"""Beside the parameters of a task whose request was traced; no calculation has one of this name."""
 CONNECTIONS = 8
 """Database calls of one gateway at once."""
 SOON_SECONDS, LATE_SECONDS = 0.05, 0.5
@@ -290,7 +292,7 @@ class DurableTasks:
             "id": uuid.uuid4().hex,
             "kind": kind,
             "models": json.dumps(list(models)),
-            "parameters": json.dumps(parameters),
+            "parameters": json.dumps(parameters | ({TRACEPARENT: options.asked_by} if options.asked_by else {})),
             "user": user,
             "priority": str(options.priority),
             "timeout_seconds": options.timeout_seconds,

@@ -46,12 +46,17 @@ class Callback:
 
 @dataclass(frozen=True)
 class Options:
-    """How a task is to be carried out. ``timeout_seconds`` counts from its start, 60 to 86,400."""
+    """How a task is to be carried out. ``timeout_seconds`` counts from its start, 60 to 86,400.
+
+    Attributes:
+        asked_by: ``traceparent`` of the request, where it is traced: the task's own trace gets a link to it.
+    """
 
     priority: Priority = Priority.NORMAL
     timeout_seconds: int = 86_400
     callback: Callback | None = None
     idempotency_key: str | None = None
+    asked_by: str = ""
 
 
 @dataclass(frozen=True)

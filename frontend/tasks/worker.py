@@ -34,6 +34,7 @@ from frontend.tasks.queue import open_database, opening
 from frontend.tasks.residency import Holder
 from frontend.tasks.task import Status
 from frontend.tasks.worker_metrics import WorkerMetrics, exported
+from frontend.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Worker:
         self._deliveries = Deliveries(self._engine, settings.callback_private, self._ledger.clock)
         self._consumer = Consumer(self._engine, name, settings.task_concurrency, self._carry_out)
         self._holder = Holder(settings.state) if settings.scheduler == "on" else None
+        self._tracing = Tracing(settings.traces_url, "worker") if settings.traces else None
         self._attempts: dict[str, Attempt] = {}
         self._lock = threading.Lock()
         self._metrics = WorkerMetrics(settings.task_concurrency, self._running)
@@ -108,6 +110,8 @@ class Worker:
             self._leases.give_back(attempt)
         self._leases.take_over(self.name)
         self._leases.leave()
+        if self._tracing is not None:
+            self._tracing.close()
         log.info("worker has stopped", extra={"worker": self.name})
 
     def _running(self) -> list[Attempt]:
@@ -128,24 +132,31 @@ class Worker:
         if self._stopping.is_set():
             attempt.end(Reason.STOPPED)
         try:
-            self._attempt(attempt)
+            if self._tracing is None or not attempt.asked_by:
+                self._attempt(attempt)
+            else:
+                self._tracing.task(attempt, self._attempt)
         finally:
             with self._lock:
                 if self._attempts.get(task) is attempt:
                     del self._attempts[task]
 
-    def _attempt(self, attempt: Attempt) -> None:
+    def _attempt(self, attempt: Attempt) -> str:
+        """Carries an attempt out and writes how it ended; the code of its error, or the reason of an early end."""
         try:
             result = self._calculate(attempt)
         except Ended:
             self._ended(attempt)
         except ForcegateError as error:
             self._failed(attempt, error)
+            return attempt.reason or error.code
         except Exception as error:
             log.exception("a calculation failed", extra={"task": attempt.task})
             self._failed(attempt, ForcegateError(f"The calculation failed: {type(error).__name__}: {error}"))
+            return attempt.reason or ForcegateError.code
         else:
             self._persist(lambda: self._leases.finish(attempt, Status.COMPLETED, result=result))
+        return attempt.reason or ""
 
     def _calculate(self, attempt: Attempt) -> dict[str, Any]:
         """Runs the calculation, and again from its last state where a model was not there, until patience ends."""

@@ -26,6 +26,7 @@ from forcegate.errors import (
 )
 from forcegate.structure import Structure
 from frontend.telemetry import Call, Metrics
+from frontend.tracing import sending
 from frontend.triton.directory import Directory
 from frontend.triton.messages import METHOD, infer_request, infer_request_of_many, infer_response, infer_response_of_many
 from frontend.triton.reports import alive
@@ -154,10 +155,11 @@ class Evaluator:
         if remaining <= 0:
             raise _too_late(call)
         timeout = max(remaining - _CLEANUP_SECONDS, 0.5 * remaining)
-        try:
-            return cast(bytes, await next(self._calls)(request, timeout=timeout))
-        except grpc.aio.AioRpcError as error:
-            raise typed(error, model, call) from None
+        with sending(call, model) as metadata:
+            try:
+                return cast(bytes, await next(self._calls)(request, timeout=timeout, metadata=metadata))
+            except grpc.aio.AioRpcError as error:
+                raise typed(error, model, call) from None
 
 
 class _Attempts:
