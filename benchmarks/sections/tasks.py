@@ -127,3 +127,32 @@ def _relaxations(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     return report.table(header, cells)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Waits and rates by database, and relaxations over ASE one by one with the waits of /health beside them."""
+    databases = [row for row in rows if "model" not in row and "skipped" not in row]
+    relaxed = [row for row in rows if "model" in row]
+    plt = report.pyplot()
+    figure, (starts, rates, ratios, waits) = plt.subplots(1, 4, figsize=(11, 3), layout="constrained")
+    names = [row["database"] for row in databases]
+    models = [row["model"] for row in relaxed]
+    _bars(starts, databases, names, {"start_p50_ms": "p50", "start_p95_ms": "p95"}, "from submission to start, ms")
+    _bars(rates, databases, names, {"submitted_per_second": "submitted", "per_second": "finished"}, "tasks a second")
+    _bars(ratios, relaxed, models, {"queued_over_one_by_one": "queued"}, "relaxations over ASE one by one")
+    ratios.axhline(1.0, color="black", linewidth=0.8)
+    _bars(waits, relaxed, models, {"health_p50_ms": "p50", "health_p99_ms": "p99"}, "/health meanwhile, ms")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _bars(axes: Any, rows: list[dict[str, Any]], names: list[str], values: dict[str, str], title: str) -> None:
+    width = 0.8 / len(values)
+    for shift, (value, label) in enumerate(values.items()):
+        places = [number + width * (shift - (len(values) - 1) / 2) for number in range(len(rows))]
+        axes.bar_label(axes.bar(places, [row[value] for row in rows], width, label=label), fmt="%.3g", fontsize=7)
+    axes.set_xticks(range(len(names)), names, fontsize=7)
+    axes.set_title(title, fontsize=8)
+    axes.margins(y=0.15)
+    if len(values) > 1:
+        axes.legend(fontsize=7)

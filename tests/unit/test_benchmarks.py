@@ -14,7 +14,7 @@ from ase.build import molecule
 from benchmarks import arrivals, metrics, perf_analyzer, report, stalls, statistics, structures
 from benchmarks.bench import SECTIONS
 from benchmarks.clients import Send, closed_loop
-from benchmarks.sections import clients, families, relaxations, soak
+from benchmarks.sections import clients, families, relaxations, soak, tasks
 from forcefields import catalogue
 from forcegate.contract import INPUTS
 from forcegate.structure import from_atoms
@@ -303,13 +303,19 @@ def test_a_report_is_written_with_what_was_left_out_named(tmp_path: Path) -> Non
         "seconds": 600,
         "sections": {"families": [MEASURED, {"model": "random-uma-s-1p2", "skipped": "it does not fit"}], "clients": by_clients},
     }
-    paths = report.write(results, [families, clients], tmp_path, "any")
+    queue = {"start_p50_ms": 30.0, "start_p95_ms": 60.0, "submitted_per_second": 200.0, "per_second": 90.0}
+    relaxed = {"model": "chgnet-0.3.0", "relaxations": 64, "an_hour": 900.0, "an_hour_one_by_one": 450.0}
+    relaxed |= {"queued_over_one_by_one": 2.0, "health_p50_ms": 4.0, "health_p99_ms": 20.0}
+    results["sections"]["tasks"] = [{"database": "sqlite"} | queue, {"database": "postgres", "skipped": "there is none"}, relaxed]
+    paths = report.write(results, [families, clients, tasks], tmp_path, "any")
     assert json.loads(paths[0].read_text())["sections"]["families"][0]["served_over_in_process_best"] == 0.9877
     text = paths[1].read_text()
     assert "| sevennet-0 | 8 | **0.99** | **1.00** | **1.11** |" in text
     assert "it does not fit" in text
     assert "| sevennet-0 | grpc | 256 | **1.00** |" in text
-    assert [path.name for path in paths[2:]] == ["any-families.png", "any-clients.png"]
+    assert "| sqlite | 30 | 60 | 200 | 90 |" in text
+    assert "| chgnet-0.3.0 | 64 | 900 | 450 | 2.00 | 4.0 | 20 |" in text
+    assert [path.name for path in paths[2:]] == ["any-families.png", "any-clients.png", "any-tasks.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[2:])
 
 
