@@ -248,7 +248,7 @@ class Residents:
 
     async def _out_of_memory(self, message: Mapping[str, Any]) -> None:
         """A caller was told that its structure does not fit; when this returns, what follows from it has been done."""
-        model = self._catalogue.resolve(str(message.get("model"))).name
+        model = self.catalogue.resolve(str(message.get("model"))).name
         life, until = self.owner.life(model), self.owner.clock() + NOTED_SECONDS
         self._learn(model)
         while self.owner.clock() - life.ran_out_at > NOTED_SECONDS and self.owner.clock() < until:
