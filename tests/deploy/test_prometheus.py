@@ -17,13 +17,12 @@ import psutil
 import pytest
 import yaml
 
-from forcegate.contract import MAX_BATCH_SIZE
 from frontend.supervisor.process import die_with
 from tests.deploy.conftest import Parts
 from tests.deploy.test_parts import ARGON
 from tests.deploy.test_rules import FOLDER, expressions, metrics, rules
 from tests.deploy.tools import tool
-from tests.service import free_ports, wait_until
+from tests.service import free_ports, in_flight, wait_until
 
 ELSEWHERE = ("DCGM_", "probe_", "nv_gpu_")
 """Begin the names of metrics of exporters that do not run here."""
@@ -142,7 +141,7 @@ def hung(parts: Parts) -> Iterator[None]:
 def test_the_five_that_matter_most_fire_when_the_fault_is_there_and_end_with_it(parts: Parts, prometheus: str) -> None:
     """ServiceDown, ModelUnavailable and QueueWait by a Triton that hangs for 33 s, ErrorRate by a model that is gone while it is
     asked for, WorkerStuck by a database that a worker cannot write to for 2 min, so that it gives no sign."""
-    many = {"model_name": "lj-argon", "atoms": [ARGON["atoms"]] * (2 * MAX_BATCH_SIZE + 40)}
+    many = {"model_name": "lj-argon", "atoms": [ARGON["atoms"]] * 1000}
     model = f"{parts.url()}/api/v1/models/lj-argon"
 
     def told(*names: str) -> None:
@@ -157,12 +156,14 @@ def test_the_five_that_matter_most_fire_when_the_fault_is_there_and_end_with_it(
 
     wait_until(lambda: not faults(prometheus), "something fires before there is a fault", 60)
     with locked(parts):
-        begun = time.monotonic()
-        with ThreadPoolExecutor(1) as threads, hung(parts):
+        with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(_asked, parts, many, "batch")
-            told("ServiceDown", "ModelUnavailable")
-            time.sleep(max(0.0, begun + 33 - time.monotonic()))
-        assert waiting.result() == 200, "what waited is answered, late"
+            wait_until(lambda: in_flight(parts.url()), "the batch did not arrive")
+            begun = time.monotonic()
+            with hung(parts):
+                told("ServiceDown", "ModelUnavailable")
+                time.sleep(max(0.0, begun + 33 - time.monotonic()))
+            assert waiting.result() == 200, "what waited is answered, late"
         told("QueueWait")
         over("ServiceDown", "ModelUnavailable", "QueueWait")
         assert httpx.post(f"{model}/unload", timeout=30).is_success
