@@ -110,7 +110,7 @@ def wait_until_serving(settings: Settings, process: subprocess.Popen[bytes], log
         SetupError: it ended, or took too long.
     """
     deadline = time.monotonic() + START_SECONDS
-    while not (_answers(settings) and serves(settings, settings.models)):
+    while not (answers(settings) and serves(settings, settings.models)):
         if process.poll() is not None or time.monotonic() > deadline:
             end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             raise SetupError("The service to measure did not start.", f"The end of {log}:\n{end}")
@@ -133,7 +133,8 @@ def _cpu_seconds(supervisor: psutil.Process) -> float:
     return sum(cpu_seconds_of(child.pid) for child in supervisor.children(recursive=True))
 
 
-def _answers(settings: Settings) -> bool:
+def answers(settings: Settings) -> bool:
+    """Whether the gateway of ``settings`` says that it is ready."""
     try:
         return httpx.get(f"http://{settings.host}:{settings.port}/ready", timeout=2.0).status_code == httpx.codes.OK
     except httpx.HTTPError:

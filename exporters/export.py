@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from exporters import checkpoints, consent, environments, family_python, own, prepare, records
+from exporters import checkpoints, consent, environments, family_python, own, prepare, records, versions
 from exporters.download import Progress, Say
 from exporters.lock import locked
 from exporters.sources import Sources
@@ -80,14 +80,25 @@ class Exporter:
                 refused[name] = error
         return [self._outcome(name, lambda name=name: self._export(name), refused.get(name)) for name in wanted]  # type: ignore[misc]
 
-    def export_own(self, given: own.OwnCheckpoint) -> Outcome:
+    def export_own(self, given: own.OwnCheckpoint, replace: bool = False) -> Outcome:
         """Exports a user's own checkpoint. One that does not pass its gate is not kept.
+
+        Args:
+            replace: whether it may take the place of another of that name, which ``versions.put_back`` puts back.
 
         Raises:
             InvalidRequest: what the user says of it does not fit together.
         """
-        family = own.family_of(catalogues.load(), given)
-        return self._outcome(given.name, lambda: self._export_own(family, given), None)
+        catalogue = catalogues.load()
+        family = own.family_of(catalogue, given)
+        if not (replace and own.is_another(catalogue, given, self.state)):
+            return self._outcome(given.name, lambda: self._export_own(family, given), None)
+
+        def in_its_place() -> Outcome:
+            with versions.replacing(given.name, self.state):
+                return self._export_own(family, given)
+
+        return self._outcome(given.name, in_its_place, None)
 
     def _outcome(self, name: str, work: Callable[[], Outcome], refused: ForcegateError | None) -> Outcome:
         started = time.monotonic()

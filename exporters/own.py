@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exporters import checkpoints, family_python, records
+from exporters import checkpoints, family_python, records, versions
 from exporters.lock import locked
 from exporters.prepare import FOREIGN, lock
 from exporters.repository import format_elements
@@ -124,6 +124,22 @@ def add(catalogue: Catalogue, own: OwnCheckpoint, state: Path, environments: Pat
         raise
 
 
+def is_another(catalogue: Catalogue, own: OwnCheckpoint, state: Path) -> bool:
+    """Whether the name belongs to a checkpoint with other bytes, or of which something else was said.
+
+    Raises:
+        InvalidRequest: as ``family_of``.
+    """
+    family, before = family_of(catalogue, own), records.read(state / EXPORTS).get(own.name)
+    if before is None:
+        return False
+    try:
+        _same_or_raise(before, family, _entry(catalogue, family, own, sha256(own.path)), own)
+    except SetupError:
+        return True
+    return False
+
+
 def remove(name: str, state: Path) -> None:
     """Removes a user's own checkpoint and all that is recorded of it.
 
@@ -138,9 +154,8 @@ def remove(name: str, state: Path) -> None:
         records.update(state / EXPORTS, lambda data: data.pop(name, None))
         records.update(state / RECORD, lambda data: data.pop(name, None))
         shutil.rmtree(state / FOREIGN / name, ignore_errors=True)
-        for pattern in ("gates/*", "calibrations/*", "golden", "reports"):
-            for path in state.glob(f"{pattern}/{name}.json"):
-                path.unlink(missing_ok=True)
+        for path in versions.files(name, state):
+            path.unlink(missing_ok=True)
 
 
 def _same_or_raise(before: dict[str, Any], family: Family, entry: dict[str, Any], own: OwnCheckpoint) -> None:
@@ -149,7 +164,7 @@ def _same_or_raise(before: dict[str, Any], family: Family, entry: dict[str, Any]
         raise SetupError(
             f"{own.name} is another checkpoint already: {known['checkpoint']['path']} "
             f"(sha256 {known['checkpoint']['sha256']}), exported before.",
-            f"Take another name, or run `forcegate export --remove {own.name}` first.",
+            f"Take another name, give --replace, or run `forcegate export --remove {own.name}` first.",
         )
     differing = [key for key in entry if key != "checkpoint" and entry[key] != known.get(key)]
     if differing:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import threading
 import time
@@ -63,7 +62,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gateways", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1, help="of the kills")
-    parser.add_argument("--state", type=Path, default=Path("var/endurance"), help="state folder; what is in it is removed")
+    parser.add_argument("--state", type=Path, default=Path("var/endurance"), help="state folder")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--name", default="", help="name of the files, in place of date and cores")
     parser.add_argument("--remark", default="", help="a sentence for the results, such as what else the machine did")
@@ -82,8 +81,7 @@ def settings_of(models: tuple[str, ...], options: argparse.Namespace) -> Setting
 
 def measure(models: tuple[str, ...], options: argparse.Namespace) -> dict[str, Any]:
     """The run, and all that was counted."""
-    shutil.rmtree(options.state, ignore_errors=True)
-    options.state.mkdir(parents=True)
+    options.state.mkdir(parents=True, exist_ok=True)
     settings, results = settings_of(models, options), {"machine": machine()}
     with kept_running(settings) as running:
         service.wait_until_serving(settings, running.process, running.log)

@@ -15,11 +15,15 @@ from typing import Any
 import psutil
 
 from benchmarks.endurance.running import Running
-from benchmarks.service import say
+from benchmarks.service import answers, say, serves
 
 MODEL, CHILDREN = "model", "all children"
 DECK = (MODEL, "gateway", "worker", MODEL, "tritonserver", "gateway", MODEL, "worker", CHILDREN, "supervisor")
 """Shuffled and gone through again and again, so that even a short run kills one of each."""
+IN_RECOVERY = 0.25
+"""Share of the kills that come whatever the last one has left; the others wait until the service is whole again, which takes
+minutes on a machine that others use too."""
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Killer:
     def _run(self) -> None:
         deck: list[str] = []
         while not self._over.wait(self._every * self._chance.uniform(0.5, 1.5)):
+            if self._chance.random() > IN_RECOVERY and not self._whole():
+                continue
             if not deck:
                 deck = list(DECK)
                 self._chance.shuffle(deck)
@@ -58,6 +64,20 @@ class Killer:
                 continue
             self.faults.append(Fault(time.monotonic(), target, names))
             say(f"killed {', '.join(names)}")
+
+    def _whole(self) -> bool:
+        """Waits until everything is there and answers; False where the run is over before."""
+        settings = self._running.settings
+        while not (answers(settings) and serves(settings, self._models) and self._all_there()):
+            if self._over.wait(LOOK_SECONDS):
+                return False
+        return True
+
+    def _all_there(self) -> bool:
+        settings, processes = self._running.settings, self._running.processes()
+        return all(
+            len(processes.get(kind, ())) == count for kind, count in (("gateway", settings.gateways), ("worker", settings.workers))
+        )
 
     def _kill(self, target: str) -> tuple[str, ...]:
         processes = self._running.processes()

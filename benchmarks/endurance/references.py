@@ -48,11 +48,13 @@ class Single:
 
     def check(self, answer: Mapping[str, Any]) -> None:
         """Raises ``Wrong`` where ``energy`` or ``forces`` are others."""
-        if abs(float(answer["energy"]) - self.energy) > ENERGY * len(self.atoms):
+        if not abs(float(answer["energy"]) - self.energy) <= ENERGY * len(self.atoms):
             raise Wrong(f"{self.model} {self.atoms.symbols}: energy {answer['energy']} in place of {self.energy}")
         forces = np.asarray(answer["forces"], dtype=float)
-        if forces.shape != self.forces.shape or (worst := float(np.abs(forces - self.forces).max())) > FORCES:
-            raise Wrong(f"{self.model} {self.atoms.symbols}: forces of shape {forces.shape}, off by {worst}")
+        if forces.shape != self.forces.shape:
+            raise Wrong(f"{self.model} {self.atoms.symbols}: forces of shape {forces.shape}")
+        if not (worst := float(np.abs(forces - self.forces).max())) <= FORCES:
+            raise Wrong(f"{self.model} {self.atoms.symbols}: forces are off by {worst} eV/A")
 
 
 @dataclass(frozen=True)

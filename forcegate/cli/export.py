@@ -44,6 +44,10 @@ def export(
     from_dir: Annotated[Path | None, typer.Option(help="Take checkpoints from this folder instead of fetching them.")] = None,
     accept_licence: Annotated[bool, typer.Option("--accept-licence", help="Accept non-commercial and gated licences.")] = False,
     remove: Annotated[str, typer.Option(metavar="NAME", help="Remove a checkpoint of your own.")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Your checkpoint takes the place of another of that name.")] = False,
+    rollback: Annotated[
+        str, typer.Option(metavar="NAME", help="Put the checkpoint of your own back that --replace has replaced.")
+    ] = "",
     state: Annotated[Path | None, typer.Option(help="Folder of the service's state.")] = None,
 ) -> None:
     """Make models ready to be served: environment, checkpoint, licence, configuration, gate, golden energies.
@@ -60,14 +64,35 @@ def export(
         own.remove(remove, settings.state)
         console().print(f"{remove} is removed; a service that has it loaded serves it until the model is unloaded.", soft_wrap=True)
         return
+    if rollback:
+        _roll_back(rollback, settings)
+        return
     mine = _own_checkpoint(file, name, family, like, functional, training_data, licence, head)
     if from_dir is not None and not from_dir.is_dir():
         raise InvalidRequest(f"There is no folder {from_dir}.", "")
     names = [] if mine else _names(models or [], everything, family)
     with _progress() as progress:
         exporter = _exporter(settings, accept_licence, from_dir, progress)
-        outcomes = [exporter.export_own(mine)] if mine else exporter.export(names)
+        outcomes = [exporter.export_own(mine, replace)] if mine else exporter.export(names)
+    if replace and outcomes[0].error is None:
+        _tell_service(settings)
     _show(outcomes)
+
+
+def _roll_back(name: str, settings: Settings) -> None:
+    from exporters import versions
+
+    digest = versions.put_back(name, settings.state)
+    console().print(f"{name} is the checkpoint {digest[:12]} again; the same command undoes it.", soft_wrap=True)
+    _tell_service(settings)
+
+
+def _tell_service(settings: Settings) -> None:
+    """Has the service on this state folder read the catalogue anew, where it runs on this machine."""
+    from frontend.supervisor import launch
+
+    if launch.renew(settings):
+        messages().print("[dim]The running service loads it now; its gateways start anew, one by one.[/]", soft_wrap=True)
 
 
 def _own_checkpoint(

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
 from ase.data import chemical_symbols
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -102,6 +103,7 @@ async def _serve(settings: Settings, catalogue: Catalogue, variants: list[Varian
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, service.renew_soon)
     try:
         start = asyncio.create_task(_start(service, settings, variants, console))
         stopped = asyncio.create_task(stop.wait())
@@ -228,6 +230,19 @@ def owner(settings: Settings) -> dict[str, Any] | None:
     except FileNotFoundError:
         pass
     return None
+
+
+def renew(settings: Settings) -> bool:
+    """Has the service on the state folder read the catalogue anew (SIGHUP); False where none runs, or not on this machine."""
+    told = owner(settings) or {}
+    try:
+        process = psutil.Process(int(told["pid"]))
+        if "serve" not in process.cmdline():  # in a container: the number is another process's here
+            return False
+        process.send_signal(signal.SIGHUP)
+    except (KeyError, psutil.Error):
+        return False
+    return True
 
 
 def _told(file: TextIO) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Residents:
     owner: Owner
 
     def __init__(self, settings: Settings, catalogue: Catalogue, control: TritonControl, watch: ModelWatch, bring: Bring) -> None:
-        self._settings, self._catalogue, self._control, self._watch, self._bring = settings, catalogue, control, watch, bring
+        self._settings, self.catalogue, self._control, self._watch, self._bring = settings, catalogue, control, watch, bring
         self.inventory = Inventory(readers())
         self._read_at = self._looked_at = float("-inf")
         self._notes, self._reports = Notes(settings.state / "memory"), Reports(settings.state / "reports")
@@ -89,14 +89,14 @@ class Residents:
         settings = self._settings
         cpu = all(device.kind == "cpu" for device in self.inventory.devices)
         profile = profiles.load("cpu" if cpu else "gpu1")
-        made = profiles.policy(profile, self._catalogue, self.inventory.devices)
+        made = profiles.policy(profile, self.catalogue, self.inventory.devices)
         return replace(
             made,
             # A budget that a person has set is exact.
             margin_mb=0 if settings.scheduler_memory_gb and cpu else made.margin_mb,
             idle_seconds=settings.scheduler_idle_seconds,
             models_per_device=settings.scheduler_models_per_device or made.models_per_device,
-            pinned=frozenset(self._catalogue.resolve(name).name for name in settings.scheduler_pinned),
+            pinned=frozenset(self.catalogue.resolve(name).name for name in settings.scheduler_pinned),
         )
 
     def devices(self) -> list[Device]:
@@ -118,7 +118,7 @@ class Residents:
         if device.kind != "cpu":
             group = {"kind": "KIND_GPU", "count": 1, "gpus": [device.index]}
         self.groups[model] = [group]
-        variant = self._catalogue.resolve(model)
+        variant = self.catalogue.resolve(model)
         dtype = dtype or variant.dtype
         await self._bring(model, dtype=dtype)
         self._watch.wanted[model] = dtype
@@ -149,7 +149,7 @@ class Residents:
     def family(self, model: str) -> str:
         """See ``Machine``."""
         try:
-            return self._catalogue.resolve(model).family
+            return self.catalogue.resolve(model).family
         except UnknownModel:
             return ""
 
@@ -165,7 +165,7 @@ class Residents:
         self._looked_at = now
         with suppress(ServerUnavailable):  # it is being restarted, and its models are brought back
             states = await self._control.states()
-            for name in self._catalogue.variants:
+            for name in self.catalogue.variants:
                 self._compare(name, states.get(name))
         for name in list(self._watch.wanted):
             self._learn(name)
@@ -227,7 +227,7 @@ class Residents:
 
     async def _load(self, message: Mapping[str, Any]) -> None:
         """The model shall run in this dtype; whoever asks for it next gets it so."""
-        variant = self._catalogue.resolve(str(message.get("model")))
+        variant = self.catalogue.resolve(str(message.get("model")))
         life, dtype = self.owner.life(variant.name), str(message.get("dtype") or "")
         life.residency.retry_at = float("-inf")  # a person may have put right what was wrong
         if dtype and dtype != (life.dtype or variant.dtype):
@@ -235,7 +235,7 @@ class Residents:
             self.owner.evict(variant.name, "asked")
 
     async def _unload(self, message: Mapping[str, Any]) -> None:
-        name = self._catalogue.resolve(str(message.get("model"))).name
+        name = self.catalogue.resolve(str(message.get("model"))).name
         life = self.owner.life(name)
         self.owner.evict(name, "asked")
         await self.owner.departure(life)
@@ -248,7 +248,7 @@ class Residents:
 
     async def _out_of_memory(self, message: Mapping[str, Any]) -> None:
         """A caller was told that its structure does not fit; when this returns, what follows from it has been done."""
-        model = self._catalogue.resolve(str(message.get("model"))).name
+        model = self.catalogue.resolve(str(message.get("model"))).name
         life, until = self.owner.life(model), self.owner.clock() + NOTED_SECONDS
         self._learn(model)
         while self.owner.clock() - life.ran_out_at > NOTED_SECONDS and self.owner.clock() < until:

@@ -74,6 +74,7 @@ class Service:
         )
         self.residents = Residents(settings, catalogue, self._control, self._watch, partial(self._bring, dead=False))
         self._stopping = False
+        self._renewing: asyncio.Task[None] | None = None
         self._keepers: list[asyncio.Task[None]] = []
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Set, with the reason, when the service cannot be kept alive."""
@@ -169,6 +170,33 @@ class Service:
         self._keep_going(self.residents.heartbeat.run())
         logs = [self._triton.log.with_name(f"{name}.log") for name in ("triton", "gateway", "supervisor")]
         self._keep_going(keep_short([*(worker.log for worker in self._workers), *logs]))
+
+    def renew_soon(self) -> None:
+        """Begins ``renew``, unless the service is still starting: it has read the catalogue a moment ago then, or stops."""
+        if self._keepers and not self._stopping:
+            self._renewing = asyncio.create_task(self.renew())
+
+    async def renew(self) -> None:
+        """Reads the catalogue anew: a model whose checkpoint is another now is loaded again, and serves until that one is ready.
+
+        Gateways read the catalogue at their start, so they are started again, one after the other; the port stays open.
+        """
+        self._catalogue = self.residents.catalogue = catalogues.load()
+        for name, dtype in list(self._watch.wanted.items()):
+            try:
+                parameters = (await self._control.config(name)).get("parameters", {})
+                known = self._catalogue.variants.get(name)
+                if known is None or parameters["checkpoint_sha256"]["string_value"] == known.checkpoint.sha256:
+                    continue
+                await self._bring(name, dead=False, dtype=dtype)
+                self._say(f"{name}: another checkpoint, {known.checkpoint.sha256[:12]}")
+            except ForcegateError as error:
+                self._say(f"{name}: {error}")
+        for gateway in self._gateways.processes:
+            before = gateway.pid
+            await gateway.stop(self._settings.drain_seconds + 5)
+            while not self._stopping and (gateway.pid == before or not gateway.running):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)  # its keeper starts it
 
     def _keep_going(self, work: Coroutine[Any, Any, None]) -> None:
         keeper = asyncio.create_task(work)

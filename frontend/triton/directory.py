@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from forcefields.catalogue import Catalogue, Family, Variant
+from forcefields.catalogue import Catalogue, Family, Variant, load
 from forcefields.verification import how_to_place
 from forcegate.errors import (
     CheckpointMismatch,
@@ -292,7 +292,8 @@ class Directory:
         if entry.facts is not None and entry.facts.checkpoint_sha256 == expected:
             return entry
         name = entry.variant.name
-        if entry.facts is None:
+        # Or it is what the catalogue has by now: the supervisor is about to start this gateway anew.
+        if entry.facts is None or entry.facts.checkpoint_sha256 == load().variants.get(name, entry.variant).checkpoint.sha256:
             return replace(entry, state=LOADING, error=_being_loaded(name), ready_until=-1e9)
         error = CheckpointMismatch(
             f"Triton serves {name!r} with the checkpoint {entry.facts.checkpoint_sha256}, and the catalogue has {expected}.",

@@ -14,7 +14,6 @@ import pytest
 
 from forcegate.evaluation import evaluate
 from forcegate.structure import from_atoms, to_mapping
-from tests.chaos.load import clients
 from tests.chaos.test_model_process import ARGON, with_element
 from tests.service import ROOT, RunningService, in_flight, serving, stop, wait_until
 
@@ -50,26 +49,6 @@ def test_killed_tritonserver_gives_503_and_heals(fragile: RunningService) -> Non
     alive = {region.split("_")[1] for region in fragile.shared_memory()}
     assert alive == {str(fragile.grpc_port)}
     assert len(fragile.shared_memory()) <= 6, "the dead server's regions were removed"
-
-
-def test_killed_tritonserver_is_ridden_out_by_grpc_clients(fragile: RunningService) -> None:
-    with clients(fragile, "lj-argon", ARGON, rest=0, grpc=4) as load:
-        load.wait_for(50)
-        fragile.tritonserver().kill()
-        load.wait_for(50, timeout=40)
-    assert load.failures == []
-
-
-def test_killed_gateway_comes_back(fragile: RunningService) -> None:
-    fragile.gateway().kill()
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            if single_point(fragile).status_code == 200:
-                break
-        except httpx.TransportError:
-            time.sleep(0.1)
-    assert single_point(fragile).status_code == 200
 
 
 def test_sigterm_lets_requests_in_flight_finish_and_leaves_nothing(tmp_path: Path) -> None:

@@ -167,6 +167,15 @@ def test_a_failure_in_tritons_words_is_told_in_ours(directory: Directory, contro
     assert "secret" not in str(caught.value)
 
 
+def test_a_process_that_ended_while_it_loaded_is_worth_waiting_for(directory: Directory, control: Control) -> None:
+    control.say("UNAVAILABLE", "Internal: Stub process 'lj-argon_0_0' is not healthy.")
+    run(directory.poll)
+    assert directory.entry(NAME).state == LOADING
+    with pytest.raises(ModelNotReady) as caught:
+        directory.facts(NAME)
+    assert caught.value.retryable
+
+
 def test_a_missing_checkpoint_names_its_file_and_hash(directory: Directory, tmp_path: Path) -> None:
     (tmp_path / "repository" / NAME / "1" / VARIANT.checkpoint.file).unlink()
     run(directory.poll)
