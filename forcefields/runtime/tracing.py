@@ -14,7 +14,8 @@ import secrets
 import threading
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from typing import Any
 from urllib.parse import unquote
@@ -26,9 +27,9 @@ from forcefields.runtime.engine import Report
 log = logging.getLogger(__name__)
 
 WAITING = 2048
-"""Spans that wait for the collector at most; more are dropped."""
+"""Calls that wait for the collector at most; the spans of more are dropped."""
 TOGETHER = 512
-"""Spans of one delivery at most."""
+"""Calls of one delivery at most; most have a few requests."""
 DELAY_SECONDS = 1.0
 SEND_SECONDS = 5.0
 """Time that one delivery may take; also what the end of the process may wait for it."""
@@ -37,6 +38,21 @@ COMPLAIN_SECONDS = 60.0
 _TRACEPARENT = re.compile(r'"traceparent": ?"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}"')
 """In what Triton gives of a request's context, which is JSON."""
 _INTERNAL, _ERROR = 1, 2
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a model: when it was, in ns since the epoch, how many requests it had, and what is to be said of those traced.
+
+    Attributes:
+        traced: the trace, the span of Triton, and the attributes of each.
+    """
+
+    started: int
+    ended: int
+    size: int
+    report: Report
+    traced: Sequence[tuple[str, str, dict[str, Any]]]
 
 
 class Spans:
@@ -53,7 +69,7 @@ class Spans:
         self._headers = {"Content-Type": "application/json"} | _headers_of(os.environ)
         about = {"service.name": "forcegate-model", "service.namespace": "forcegate", "service.version": forcegate.__version__}
         self._resource = {"attributes": _attributes(about | {"forcegate.model": model})}
-        self._waiting: Queue[dict[str, Any] | None] = Queue(WAITING)
+        self._waiting: Queue[_Call | None] = Queue(WAITING)
         self._complained = -COMPLAIN_SECONDS
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         self._thread.start()
@@ -66,21 +82,13 @@ class Spans:
             started: ns since the epoch.
         """
         ended = time.time_ns()
-        shared = {
-            "forcegate.device": self._device,
-            "forcegate.batch.requests": len(requests),
-            "forcegate.batch.structures": report.structures,
-            "forcegate.batch.atoms": report.atoms,
-            "forcegate.batch.pairs": report.edges,
-            "forcegate.batch.passes": report.tally.passes,
-            "forcegate.batch.graph_seconds": report.graph_seconds,
-            "forcegate.batch.evaluation_seconds": report.evaluation_seconds,
-        }
         try:
+            traced = []
             for request, jobs in requests:
                 if (context := request.trace().get_context()) and (found := _TRACEPARENT.search(context)):
-                    own = _own(request.request_id(), jobs)
-                    self._waiting.put_nowait(_span(found[1], found[2], shared | own, started, ended))
+                    traced.append((found[1], found[2], _own(request.request_id(), jobs)))
+            if traced:
+                self._waiting.put_nowait(_Call(started, ended, len(requests), report, traced))
         except Full:
             pass
         except Exception as error:  # the answers of the call are ready, and this must not take them away
@@ -96,17 +104,33 @@ class Spans:
 
     def _run(self) -> None:
         while True:
-            spans = [self._waiting.get()]
+            calls = [self._waiting.get()]
             due = time.monotonic() + DELAY_SECONDS
-            while spans[-1] is not None and len(spans) < TOGETHER:
+            while calls[-1] is not None and len(calls) < TOGETHER:
                 try:
-                    spans.append(self._waiting.get(timeout=max(0.0, due - time.monotonic())))
+                    calls.append(self._waiting.get(timeout=max(0.0, due - time.monotonic())))
                 except Empty:
                     break
-            if known := [span for span in spans if span is not None]:
-                self._send(known)
-            if len(known) < len(spans):
+            known = [call for call in calls if call is not None]
+            if known:
+                self._send([span for call in known for span in self._spans(call)])
+            if len(known) < len(calls):
                 return
+
+    def _spans(self, call: _Call) -> Iterator[dict[str, Any]]:
+        report = call.report
+        shared = {
+            "forcegate.device": self._device,
+            "forcegate.batch.requests": call.size,
+            "forcegate.batch.structures": report.structures,
+            "forcegate.batch.atoms": report.atoms,
+            "forcegate.batch.pairs": report.edges,
+            "forcegate.batch.passes": report.tally.passes,
+            "forcegate.batch.graph_seconds": report.graph_seconds,
+            "forcegate.batch.evaluation_seconds": report.evaluation_seconds,
+        }
+        for trace, parent, own in call.traced:
+            yield _span(trace, parent, shared | own, call.started, call.ended)
 
     def _send(self, spans: list[dict[str, Any]]) -> None:
         scope = {"scope": {"name": "forcegate", "version": forcegate.__version__}, "spans": spans}
