@@ -125,7 +125,8 @@ def number(service: RunningService, name: str) -> float:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("scheduler")
     options = {"scheduler": "on", "scheduler_memory_gb": BUDGET_MB / 1024, "gateways": 2, "deadline_seconds": 120}
-    options |= {"heartbeat_seconds": 2, "heartbeat_dead_seconds": 6}
+    # tritonserver 2.51 waits until its limit for a model whose process was killed, when it ends.
+    options |= {"heartbeat_seconds": 2, "heartbeat_dead_seconds": 6, "drain_seconds": 5}
     with serving(folder / "state", NAMES[:1], families=families(folder), **options) as running:
         yield running
 
