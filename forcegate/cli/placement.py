@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from frontend.scheduler.device import Device
     from frontend.scheduler.plan import Placed
     from frontend.scheduler.profile import Profile
+
+CONNECT_SECONDS = 5.0
+APPLY_SECONDS = 3600.0
 
 placement = typer.Typer(help="Placement profiles: which model lives on which device.", no_args_is_help=True)
 
@@ -66,6 +72,46 @@ def plan(
         _print(profile, placed, devices)
     if any(each.decision.action != "load" for each in placed):
         raise typer.Exit(FAILED)
+
+
+@placement.command()
+def apply(
+    name: Annotated[str, typer.Argument(metavar="PROFILE", help="Name of a profile, or path of a .yaml.")], as_json: Json = False
+) -> None:
+    """Do what `plan` prints, on the service that runs on this machine: its rules, and the models that it loads.
+
+    Models that are new are loaded before others go, where there is room for both. Requests wait for what they need, and none is
+    lost. It holds until the service ends.
+    """
+    from forcegate.cli.devices import picture
+    from frontend.scheduler import profile as profiles
+
+    settings, text = settings_of(), profiles.text(name)
+    profiles.parse(text, name)
+    told = asyncio.run(_applied(settings.state, name, text))
+    if as_json:
+        typer.echo(json.dumps({"profile": name, "devices": told["devices"], "models": list(told["models"].values())}, indent=2))
+    else:
+        wide().print(picture({"devices": told["devices"], "models": list(told["models"].values())}))
+
+
+async def _applied(state: Path, name: str, text: str) -> dict[str, Any]:
+    """Tells the service's scheduler, and returns what it tells when it is done."""
+    from forcegate.errors import ServerUnavailable
+    from frontend.scheduler.follower import Follower
+
+    follower = Follower(state, "forcegate placement apply")
+    following = asyncio.create_task(follower.run())
+    try:
+        until = time.monotonic() + CONNECT_SECONDS
+        while not (follower.connected and follower.state is not None) and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await follower.do("apply", APPLY_SECONDS, profile=text, name=name)
+        if follower.state is None:
+            raise ServerUnavailable("The service has ended.", "`forcegate serve` starts it.")
+        return follower.state
+    finally:
+        following.cancel()
 
 
 def _print(profile: Profile, placed: Sequence[Placed], devices: Sequence[Device]) -> None:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, Protocol
 
+from forcefields.cost import Cost
 from forcegate.errors import ForcegateError, ModelNotReady
 from frontend.scheduler.cluster import Cluster
 from frontend.scheduler.device import Device
@@ -218,3 +219,13 @@ class Carrier(ABC):
         for at in self.cluster.homes(life.model):
             # It will come to hold again what it held before.
             self.cluster.measured_base(life.model, at, known.need_mb(life.memory_mb, self.largest) if life.memory_mb else 0)
+
+    def govern(self, policy: Policy) -> None:
+        """Other rules hold from now on; nothing is loaded or unloaded for that alone."""
+        self.policy = policy
+        self.cluster.govern(policy)
+
+    def peak(self, model: str, edges: int, mb: float, cost: Cost | None) -> None:
+        """A pass over so many neighbour pairs took so much above the loaded model."""
+        if (at := self.cluster.position.get(self.life(model).device)) is not None:
+            self._footprints.measured_peak(model, self.cluster.devices[at].kind, edges, mb, cost)

@@ -94,6 +94,12 @@ class Cluster:
         for device in self.devices:
             self.read(device)
 
+    def govern(self, policy: Policy) -> None:
+        """Another policy."""
+        self.policy, self._masks = policy, {}
+        for at in range(len(self.devices)):
+            self._recount(at)
+
     def read(self, device: Device) -> None:
         """Takes a new reading of a device that is in the cluster."""
         at = self.position[device.id]

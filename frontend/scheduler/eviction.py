@@ -44,10 +44,11 @@ def choose(
 def _victims(cluster: Cluster, at: int, need_mb: float, keep: frozenset[str], now: float) -> tuple[str, ...]:
     """The fewest, least recently used models of one device that make enough room; none where they cannot."""
     may_go = [r for r in cluster.residents[at].values() if r.model not in keep and r.can_go(cluster.policy, now)]
-    return _enough(cluster, at, need_mb, sorted(may_go, key=lambda r: (r.last_used, r.model)))
+    return enough(cluster, at, need_mb, sorted(may_go, key=lambda r: (r.last_used, r.model)))
 
 
-def _enough(cluster: Cluster, at: int, need_mb: float, candidates: list[Resident]) -> tuple[str, ...]:
+def enough(cluster: Cluster, at: int, need_mb: float, candidates: list[Resident]) -> tuple[str, ...]:
+    """As few of the candidates as make room on a device, the first ones before the others; none where all are too little."""
     # What the driver measures beyond what we gave away is not ours to free.
     room, count = cluster.room_at(at), int(cluster.count[at])
     single = next((r for r in candidates if room + r.base_mb >= need_mb and count - 1 < cluster.policy.models_per_device), None)

@@ -129,7 +129,8 @@ class Tally:
 
     Attributes:
         decisions: by action (``load``, ``evict``, ``wait``, ``refuse``); a decision to wait counts once for each ask and model.
-        evictions: by reason (``room``, ``idle``, ``asked``, ``drain``, ``over budget``, ``out of memory``).
+        evictions: by reason (``room``, ``idle``, ``asked``, ``drain``, ``over budget``, ``out of memory``,
+            ``profile``).
         failures: loads that failed, by the error's code.
         faults: of devices, by id: loads that failed for a reason that may be the device's, models that stopped answering.
         out_of_memory: calls of a model that ran out of memory.

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from forcefields.cost import Cost
 from forcegate.errors import ForcegateError, ModelNotReady, NoRoom
 from frontend.scheduler import eviction
 from frontend.scheduler.carrier import Carrier
@@ -28,6 +27,10 @@ from frontend.scheduler.policy import PRIORITIES
 
 log = logging.getLogger(__name__)
 
+TASK_PRIORITY: Final = 2
+"""Of the calls of tasks; requests that somebody waits for come before."""
+IN_USE_SECONDS: Final = 2.0
+"""Since the last use of a model that is in use; gateways and workers tell of uses every half second."""
 MOVE_SECONDS: Final = 600.0
 """A model that ran out of memory is moved to another device no more often: where it fits on none, moving does not help."""
 
@@ -116,11 +119,14 @@ class Owner(Carrier):
         if life.residency.state == "failed" and now < life.residency.retry_at:
             self._refuse(model, self._failure(life, now))
             return
-        demand = Demand(model, self._estimate(model), keep=keep, excluded=frozenset({life.avoid} - {""}))
+        demand = Demand(model, self.estimate(model), keep=keep, excluded=frozenset({life.avoid} - {""}))
         decision = decide(demand, self.cluster, now)
         if demand.excluded and decision.action not in ("load", "evict"):
             decision = decide(replace(demand, excluded=frozenset()), self.cluster, now)
         ask.why = "; ".join(decision.reasons)
+        if decision.action == "evict" and (used := self._gathering(ask, decision, now)):
+            decision = Decision("wait", reasons=(f"others use {used}, which would have to go",))
+            ask.why = decision.reasons[0]
         if decision.action == "wait" and self._never(ask):
             decision = Decision("refuse", reasons=(f"{' and '.join(ask.models)} do not fit beside each other",))
             ask.why = decision.reasons[0]
@@ -134,12 +140,19 @@ class Owner(Carrier):
             self._make_room(decision, model)
             self._place(life, decision, demand.base_mb, now)
 
+    def _gathering(self, ask: Ask, decision: Decision, now: float) -> str:
+        """The model in use that a task leaves alone for a while: tasks of one model are carried out together, which saves loads."""
+        if ask.priority < TASK_PRIORITY or now - ask.since >= self.policy.gather_seconds:
+            return ""
+        there = self.cluster.residents[decision.at]
+        return next((victim for victim in decision.evictions if now - there[victim].last_used < IN_USE_SECONDS), "")
+
     def _never(self, ask: Ask) -> bool:
         """Whether the models of one ask are too much for every device together."""
         room = float(np.maximum(self.cluster.total - self.policy.margin_mb, 0.0).sum())
-        return len(ask.models) > 1 and sum(self._estimate(model) for model in ask.models) > room
+        return len(ask.models) > 1 and sum(self.estimate(model) for model in ask.models) > room
 
-    def _estimate(self, model: str) -> int:
+    def estimate(self, model: str) -> int:
         """MB that the model is expected to hold. One that was never measured gets what its family's largest holds, and never more
         than a device has: it is loaded into an empty one then, and measured."""
         kind = self.cluster.devices[0].kind if self.cluster.devices else "cpu"
@@ -157,6 +170,13 @@ class Owner(Carrier):
         for victim in decision.evictions:
             self.life(model).behind.add(victim)
             self.evict(victim, "room")
+
+    def displace(self, model: str, at: int, victims: Iterable[str]) -> None:
+        """The model gets the place of others on a device; its load begins when they are gone."""
+        decision = Decision("evict", at, self.cluster.devices[at].id, tuple(victims), reasons=("a profile wants it there",))
+        self.tally.decisions["evict"] += 1
+        self._make_room(decision, model)
+        self._place(self.life(model), decision, self.estimate(model), self.clock())
 
     def _place(self, life: Life, decision: Decision, base_mb: int, now: float) -> None:
         """The model is in the plan from now on; its load begins when those that it displaces are gone."""
@@ -215,15 +235,15 @@ class Owner(Carrier):
         """
         life = self.life(model)
         if not life.device:
-            while (decision := decide(Demand(model, self._estimate(model)), self.cluster, self.clock())).action != "load":
+            while (decision := decide(Demand(model, self.estimate(model)), self.cluster, self.clock())).action != "load":
                 # What is being loaded may turn out to be smaller than was thought.
                 if any(other.state == "loading" for other in self.lives.values()):
                     await asyncio.sleep(0.05)
                     continue
                 raise NoRoom(f"{model} has no room beside the others.", "It is loaded when it is asked for.")
             self.tally.decisions["load"] += 1
-            self._place(life, decision, self._estimate(model), self.clock())
-        while life.residency.state == "loading":  # noqa: ASYNC110
+            self._place(life, decision, self.estimate(model), self.clock())
+        while life.state == "loading":  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         if life.error is not None:
             raise life.error
@@ -262,11 +282,6 @@ class Owner(Carrier):
                     break
                 self.evict(resident.model, "over budget")
 
-    def peak(self, model: str, edges: int, mb: float, cost: Cost | None) -> None:
-        """A pass over so many neighbour pairs took so much above the loaded model."""
-        if (at := self.cluster.position.get(self.life(model).device)) is not None:
-            self._footprints.measured_peak(model, self.cluster.devices[at].kind, edges, mb, cost)
-
     def ran_out(self, model: str, edges: int, times: int) -> None:
         """Calls of a model ran out of memory on passes of so many pairs: it is given a fifth more from now on.
 
@@ -281,11 +296,11 @@ class Owner(Carrier):
         self._footprints.ran_out(model, device.kind, edges)
         self.measure(life)
         log.warning(
-            "ran out of memory", extra={"model": model, "device": device.id, "edges": edges, "need_mb": self._estimate(model)}
+            "ran out of memory", extra={"model": model, "device": device.id, "edges": edges, "need_mb": self.estimate(model)}
         )
         if not self.active or life.residency.state != "resident":
             return
-        demand = Demand(model, self._estimate(model), excluded=frozenset({device.id}))
+        demand = Demand(model, self.estimate(model), excluded=frozenset({device.id}))
         moved_lately = now - life.moved_at < MOVE_SECONDS
         if not moved_lately and model not in self.policy.pinned and decide(demand, self.cluster, now).action == "load":
             life.avoid, life.moved_at = device.id, now
@@ -326,7 +341,7 @@ class Owner(Carrier):
         self._machine.look()
         life.residency.want(now)
         life.residency.state, life.residency.failures = "resident", 0
-        self.cluster.load(model, self.cluster.position[device], self._estimate(model), now, ready=True)
+        self.cluster.load(model, self.cluster.position[device], self.estimate(model), now, ready=True)
         self.measure(life)
 
     def lost(self, model: str, why: str) -> None:

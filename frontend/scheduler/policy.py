@@ -23,6 +23,7 @@ class Policy:
         allowed: models that may live on the named devices alone; others go anywhere.
         ageing_seconds: a task goes up by one priority for each such time that it has waited.
         patience_seconds: for each priority, how long tasks of loaded models may go before a task whose model is not.
+        gather_seconds: how long a task waits at most while others use what would have to go for its model.
         scale_out_seconds: a model whose tasks wait longer than this may get another replica.
         replicas: the most devices that one model may be on.
     """
@@ -36,5 +37,6 @@ class Policy:
     allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ageing_seconds: float = 1800.0
     patience_seconds: tuple[float, ...] = (0.0, 30.0, 120.0, 300.0)
+    gather_seconds: float = 20.0
     scale_out_seconds: float = 60.0
     replicas: int = 4

@@ -90,14 +90,25 @@ def load(name: str) -> Profile:
     Raises:
         SetupError: there is none, or it does not fit; with the line.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    return parse(text(name), _path(name).name)
+
+
+def _path(name: str) -> Path:
+    return Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+
+
+def text(name: str) -> str:
+    """What is written in the file of a profile.
+
+    Raises:
+        SetupError: there is none.
+    """
     try:
-        text = path.read_text()
+        return _path(name).read_text()
     except OSError:
         raise SetupError(
             f"There is no profile {name[:80]!r}.", f"Known are {', '.join(names())}; or give a path to a .yaml."
         ) from None
-    return parse(text, path.name)
 
 
 def parse(text: str, file: str = "profile") -> Profile:

@@ -12,14 +12,17 @@ from typing import Any, Final, Protocol
 
 from forcefields import catalogue as catalogues
 from forcefields.catalogue import Catalogue
-from forcegate.errors import NotFound, ServerUnavailable, UnknownModel
+from forcegate.errors import Conflict, InvalidRequest, NotFound, ServerUnavailable, SetupError, UnknownModel
 from frontend.scheduler import profile as profiles
+from frontend.scheduler.application import apply
 from frontend.scheduler.device import Device
 from frontend.scheduler.footprint import Footprints
 from frontend.scheduler.inventory import Inventory, readers
 from frontend.scheduler.life import Ask
 from frontend.scheduler.owner import Owner
+from frontend.scheduler.plan import devices_for
 from frontend.scheduler.policy import PRIORITIES, Policy
+from frontend.scheduler.profile import Profile
 from frontend.scheduler.server import Server
 from frontend.settings import Settings
 from frontend.supervisor.heartbeat import Heartbeat
@@ -57,6 +60,7 @@ class Residents:
         self.inventory = Inventory(readers())
         self._read_at = self._looked_at = float("-inf")
         self._notes, self._reports = Notes(settings.state / "memory"), Reports(settings.state / "reports")
+        self._applying = asyncio.Lock()
         self.heartbeat = Heartbeat(
             control, watch, self._canary, self._dead, self._used, settings.heartbeat_seconds, settings.heartbeat_dead_seconds
         )
@@ -81,22 +85,27 @@ class Residents:
             "quarantine": self._drain,
             "return": self._return,
             "out of memory": self._out_of_memory,
+            "apply": self._apply,
         }
         return Server(self.owner, settings.state, self._observe, self.state, commands)
+
+    def _policy_of(self, profile: Profile) -> Policy:
+        """The policy of a profile on the devices that are there."""
+        settings = self._settings
+        cpu = all(device.kind == "cpu" for device in self.inventory.devices)
+        made = profiles.policy(profile, self.catalogue, self.inventory.devices)
+        pinned = made.pinned | {self.catalogue.resolve(name).name for name in settings.scheduler_pinned}
+        # A budget that a person has set is exact.
+        return replace(made, margin_mb=0 if settings.scheduler_memory_gb and cpu else made.margin_mb, pinned=pinned)
 
     def _policy(self) -> Policy:
         """That of a CPU or a GPU, with the settings in place of what they say."""
         settings = self._settings
-        cpu = all(device.kind == "cpu" for device in self.inventory.devices)
-        profile = profiles.load("cpu" if cpu else "gpu1")
-        made = profiles.policy(profile, self.catalogue, self.inventory.devices)
+        made = self._policy_of(profiles.load("cpu" if all(each.kind == "cpu" for each in self.inventory.devices) else "gpu1"))
         return replace(
             made,
-            # A budget that a person has set is exact.
-            margin_mb=0 if settings.scheduler_memory_gb and cpu else made.margin_mb,
             idle_seconds=settings.scheduler_idle_seconds,
             models_per_device=settings.scheduler_models_per_device or made.models_per_device,
-            pinned=frozenset(self.catalogue.resolve(name).name for name in settings.scheduler_pinned),
         )
 
     def devices(self) -> list[Device]:
@@ -255,6 +264,25 @@ class Residents:
             await asyncio.sleep(0.05)  # the process writes its notes behind the answer
             self._learn(model)
         await self.owner.room_made(model)
+
+    async def _apply(self, message: Mapping[str, Any]) -> None:
+        """A profile, as its text, from now on."""
+        name = str(message.get("name"))[:80]
+        if not self.active:
+            raise Conflict("The scheduler is off.", "Start the service with FORCEGATE_SCHEDULER=on.")
+        try:
+            profile = profiles.parse(str(message.get("profile")), name)
+            profiles.check(profile, self.catalogue, name)
+        except SetupError as error:
+            raise InvalidRequest(error.detail, error.hint) from None
+        if devices_for(profile, self.inventory.devices)[1]:
+            wanted = profile.devices
+            raise InvalidRequest(
+                f"{name} is made for {wanted.count} x {wanted.kind}, and this machine has {len(self.inventory.devices)} devices.",
+                "`forcegate placement list` tells which profile is for which machine.",
+            )
+        async with self._applying:
+            await apply(self.owner, self._policy_of(profile), [model for model, _ in profiles.prewarmed(profile, self.catalogue)])
 
     async def _return(self, message: Mapping[str, Any]) -> None:
         self.owner.ward.of(self._known(message)).give_back()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ import pytest
 from ase import Atoms
 
 from forcegate.evaluation import evaluate
-from tests.service import ROOT, RunningService, serving, wait_until
+from tests.service import ROOT, RunningService, environment, serving, wait_until
 
 DIMER = {"symbols": ["Ar", "Ar"], "positions": [[0, 0, 0], [0, 0, 3.8]]}
 NAMES = [f"analytic-{k}" for k in range(8)]
@@ -125,7 +127,8 @@ def number(service: RunningService, name: str) -> float:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("scheduler")
     options = {"scheduler": "on", "scheduler_memory_gb": BUDGET_MB / 1024, "gateways": 2, "deadline_seconds": 120}
-    options |= {"heartbeat_seconds": 2, "heartbeat_dead_seconds": 6}
+    # tritonserver 2.51 waits until its limit for a model whose process was killed, when it ends.
+    options |= {"heartbeat_seconds": 2, "heartbeat_dead_seconds": 6, "drain_seconds": 5}
     with serving(folder / "state", NAMES[:1], families=families(folder), **options) as running:
         yield running
 
@@ -251,6 +254,49 @@ def test_a_device_that_is_drained_is_emptied_and_takes_models_again_when_it_is_r
         return next(m["state"] for m in httpx.get(f"{url}/devices").json()["models"] if m["model"] == NAMES[0])
 
     wait_until(lambda: state() == "resident", "its state is not told")
+
+
+def test_a_profile_is_applied_while_requests_go_on_and_none_is_lost(small: RunningService, tmp_path: Path) -> None:
+    for name in NAMES[:3]:
+        assert ask(small, name).status_code == 200
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "description: two of ours\ndevices: {kind: cpu, count: 1, memory_gb: 1}\nmodels_per_device: 16\n"
+        f"idle_seconds: 900\nprewarm: [{NAMES[4]}, {NAMES[5]}]\npinned: [{NAMES[4]}]\n"
+    )
+    command = [sys.executable, "-m", "forcegate.cli", "placement", "apply"]
+    environ = environment(small.state, NAMES[:1], (1, 2, 3, 4), families=small.state.parent / "families")
+    stop = threading.Event()
+
+    def client(name: str) -> list[int]:
+        found = []
+        while not stop.is_set() or not found:
+            found.append(ask(small, name).status_code)
+        return found
+
+    with measured(small) as readings, ThreadPoolExecutor(2) as pool:
+        # One that is not of the profile, and fits beside its two.
+        streams = [pool.submit(client, NAMES[1]) for _ in range(2)]
+        try:
+            done = subprocess.run(
+                [*command, str(path), "--json"], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=300
+            )
+        finally:
+            stop.set()
+        statuses = [status for stream in streams for status in stream.result()]
+    assert done.returncode == 0, done.stderr
+    assert {*statuses} == {200}
+    assert max(held for held, _ in readings) <= BUDGET_MB
+    states = {model["model"]: model["state"] for model in json.loads(done.stdout)["models"]}
+    assert (states[NAMES[4]], states[NAMES[5]]) == ("resident", "resident")
+    assert states[NAMES[0]] == "evicted", "nobody asks for it, and it is not of the profile"
+    config = httpx.get(f"{small.url}/api/v1/scheduler/config").json()["config"]
+    assert (config["idle_seconds"], config["pinned"]) == (900.0, [NAMES[4]])
+    refused = subprocess.run([*command, "gpu8-conservative"], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert refused.returncode != 0
+    assert "is made for 8 x gpu" in refused.stderr
+    restored = subprocess.run([*command, "cpu"], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert restored.returncode == 0, restored.stderr
 
 
 def test_a_model_that_runs_out_of_memory_is_given_more_at_the_cost_of_the_others(small: RunningService) -> None:

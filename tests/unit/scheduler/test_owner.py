@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from forcegate.errors import EnvironmentBroken, ForcegateError, ModelNotReady
-from frontend.scheduler import carrier
+from forcegate.errors import EnvironmentBroken, ForcegateError, ModelNotReady, NoRoom
+from frontend.scheduler import application, carrier
+from frontend.scheduler.application import apply
 from frontend.scheduler.device import Device
 from frontend.scheduler.follower import Follower
 from frontend.scheduler.footprint import Footprints
@@ -102,8 +103,8 @@ class Scene:
                 await asyncio.sleep(0.01)
         return made, task
 
-    async def use(self, follower: Follower, *models: str, seconds: float = 5.0, work: float = 0.0) -> None:
-        async with follower.hold(models, asyncio.get_running_loop().time() + seconds):
+    async def use(self, follower: Follower, *models: str, seconds: float = 5.0, work: float = 0.0, priority: int = 1) -> None:
+        async with follower.hold(models, asyncio.get_running_loop().time() + seconds, priority):
             assert all(self.books.there.get(model) == SIZE for model in models), "granted before it was there"
             self.books.in_use.update(models)
             try:
@@ -313,3 +314,95 @@ def test_a_model_that_ran_out_of_memory_goes_to_a_device_with_more_and_no_more_t
         assert scene.owner.life("m0").device == after
 
     assert play(steps, two=True).owner.tally.evictions == {"out of memory": 1}
+
+
+def test_a_profile_loads_what_is_new_before_what_is_old_goes_where_there_is_room(
+    play: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application, "IN_USE_SECONDS", 0.0)  # else what the test has just used stays
+    order: list[str] = []
+
+    async def steps(scene: Scene) -> None:
+        one = (await scene.follower())[0]
+        for name in NAMES[:2]:
+            await scene.use(one, name)
+        load, unload = scene.books.load, scene.books.unload
+
+        async def loading(model: str, device: Device, dtype: str) -> None:
+            order.append(f"load {model}")
+            await load(model, device, dtype)
+
+        async def unloading(model: str) -> None:
+            order.append(f"unload {model}")
+            await unload(model)
+
+        scene.books.load, scene.books.unload = loading, unloading  # type: ignore[method-assign]
+        work = [asyncio.create_task(scene.use(one, name, work=0.1)) for name in NAMES[:2]]
+        await asyncio.sleep(0.02)
+        policy = Policy(margin_mb=0, models_per_device=16, pinned=frozenset({"m4"}))
+        await asyncio.wait_for(apply(scene.owner, policy, ["m4", "m5"]), 10)
+        assert set(scene.books.there) == {"m4", "m5"}
+        await asyncio.gather(*work)
+        assert scene.owner.policy is policy
+        await scene.use(one, "m0")  # whoever wants one that has left gets it again
+        assert "m4" in scene.books.there
+
+    scene = play(steps)
+    assert order[:3] == ["load m4", "unload m0", "load m5"], "three fit, so the second new one needed room"
+    assert scene.books.most <= BUDGET
+    assert (scene.owner.tally.evictions["room"], scene.owner.tally.evictions["profile"]) == (1, 1)
+
+
+def test_a_profile_without_models_changes_the_rules_alone_and_one_that_does_not_fit_says_so(play: Callable[..., Scene]) -> None:
+    async def steps(scene: Scene) -> None:
+        one = (await scene.follower())[0]
+        await scene.use(one, "m0")
+        await apply(scene.owner, Policy(margin_mb=0, models_per_device=1), [])
+        assert set(scene.books.there) == {"m0"}
+        with pytest.raises(NoRoom, match="m2 has no place under this profile"):
+            await asyncio.wait_for(apply(scene.owner, Policy(margin_mb=0, models_per_device=1), ["m1", "m2"]), 10)
+        assert set(scene.books.there) == {"m1"}
+
+    play(steps)
+
+
+def test_a_profile_moves_what_is_on_a_device_that_it_has_for_others(play: Callable[..., Scene]) -> None:
+    async def steps(scene: Scene) -> None:
+        one = (await scene.follower())[0]
+        await scene.use(one, "m0")
+        before = scene.owner.life("m0").device
+        other = next(device.id for device in scene.devices() if device.id != before)
+        policy = Policy(margin_mb=0, allowed={"m0": (other,)}, reserved={before: frozenset({"m1"})})
+        await asyncio.wait_for(apply(scene.owner, policy, ["m0", "m1"]), 10)
+        assert (scene.owner.life("m0").device, scene.owner.life("m1").device) == (other, before)
+
+    play(steps, two=True)
+
+
+@pytest.mark.parametrize(("priority", "gather", "early"), [(2, 2.5, False), (1, 1.5, True), (2, 0.0, True)])
+def test_a_task_lets_those_of_loaded_models_go_first_but_not_for_ever(
+    play: Callable[..., Scene], priority: int, gather: float, early: bool
+) -> None:
+    """Three models are in use all the time, and somebody wants a fourth."""
+
+    async def steps(scene: Scene) -> None:
+        one, other = (await scene.follower())[0], (await scene.follower())[0]
+        for name in NAMES[:3]:
+            await scene.use(one, name)
+        loop = asyncio.get_running_loop()
+        began, until = loop.time(), loop.time() + 1.0
+
+        async def steady(name: str) -> None:
+            while loop.time() < until:
+                await scene.use(one, name, work=0.01, priority=2, seconds=20)
+
+        streams = [asyncio.create_task(steady(name)) for name in NAMES[:3]]
+        wanted = asyncio.create_task(scene.use(other, "m3", seconds=20, priority=priority))
+        await asyncio.sleep(0.9)
+        assert wanted.done() == early
+        await wanted
+        assert loop.time() - began < gather + 1.5, "its turn comes although the others are used"
+        await asyncio.gather(*streams)
+
+    policy = Policy(margin_mb=0, models_per_device=16, gather_seconds=gather)
+    assert play(steps, policy=policy).owner.tally.loads["m3"] == 1
