@@ -4,136 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from forcegate.errors import EnvironmentBroken, ForcegateError, ModelNotReady, NoRoom
-from frontend.scheduler import application, carrier
-from frontend.scheduler.application import apply
-from frontend.scheduler.device import Device
+from forcegate.errors import EnvironmentBroken, ModelNotReady
+from frontend.scheduler import carrier
 from frontend.scheduler.follower import Follower
 from frontend.scheduler.footprint import Footprints
-from frontend.scheduler.owner import Owner
 from frontend.scheduler.policy import Policy
-from frontend.scheduler.server import Server
-
-SIZE, BUDGET = 300, 1000
-NAMES = [f"m{k}" for k in range(8)]
-
-
-class Books:
-    """A machine that says what is on it, and what was most on it."""
-
-    def __init__(self) -> None:
-        self.there: dict[str, int] = {}
-        self.most = 0
-        self.loads: Counter[str] = Counter()
-        self.unloads: Counter[str] = Counter()
-        self.failing: dict[str, ForcegateError] = {}
-        self.hanging: set[str] = set()
-        self.keeping: set[str] = set()
-        self.ended: list[str] = []
-        self.in_use: Counter[str] = Counter()
-
-    async def load(self, model: str, device: Device, dtype: str) -> None:  # noqa: ARG002
-        self.loads[model] += 1
-        self.there[model] = SIZE // 2
-        await asyncio.sleep(0.002)
-        if model in self.hanging:
-            await asyncio.sleep(60)
-        if model in self.failing:
-            del self.there[model]
-            raise self.failing[model]
-        self.there[model] = SIZE
-        self.most = max(self.most, sum(self.there.values()))
-
-    async def unload(self, model: str) -> None:
-        assert not self.in_use[model], "unloaded with work in flight"
-        self.unloads[model] += 1
-        await asyncio.sleep(0.002)
-        if model not in self.keeping:
-            del self.there[model]
-
-    def look(self) -> None:
-        """What holds memory is known at all times here."""
-
-    def held_mb(self, model: str, device: Device) -> int:  # noqa: ARG002
-        return self.there.get(model, 0)
-
-    def end(self, model: str) -> None:
-        self.ended.append(model)
-        self.there.pop(model, None)
-
-    def family(self, model: str) -> str:  # noqa: ARG002
-        return "family"
-
-
-class Scene:
-    """An owner, its server in a folder, and clients of it."""
-
-    def __init__(self, folder: Path, **options: Any) -> None:
-        self.books, self.folder, self.two = Books(), folder, options.pop("two", False)
-        policy = options.pop("policy", Policy(margin_mb=0, models_per_device=16))
-        self.owner = Owner(self.books, self.devices, policy, Footprints(folder / "footprints.json"), **options)
-        self.server = Server(self.owner, folder, self.nothing, lambda: {"models": {}}, {})
-        self.tasks: list[asyncio.Task[None]] = []
-
-    def devices(self) -> list[Device]:
-        if self.two:
-            return [Device(f"gpu-{k}", k, "gpu", "GPU", BUDGET, 0) for k in range(2)]
-        return [Device("cpu", 0, "cpu", "CPU", BUDGET, sum(self.books.there.values()))]
-
-    async def nothing(self) -> None:
-        return
-
-    async def start(self) -> None:
-        self.tasks.append(asyncio.create_task(self.server.run()))
-        await asyncio.sleep(0)
-
-    async def follower(self) -> tuple[Follower, asyncio.Task[None]]:
-        made = Follower(self.folder, "test")
-        task = asyncio.create_task(made.run())
-        self.tasks.append(task)
-        async with asyncio.timeout(5):
-            while not made.connected:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        return made, task
-
-    async def use(self, follower: Follower, *models: str, seconds: float = 5.0, work: float = 0.0, priority: int = 1) -> None:
-        async with follower.hold(models, asyncio.get_running_loop().time() + seconds, priority):
-            assert all(self.books.there.get(model) == SIZE for model in models), "granted before it was there"
-            self.books.in_use.update(models)
-            try:
-                await asyncio.sleep(work)
-            finally:
-                self.books.in_use.subtract(models)
-
-    async def stop(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-
-
-@pytest.fixture
-def play(tmp_path: Path) -> Callable[..., Scene]:
-    def run(steps: Callable[[Scene], Awaitable[None]], **options: Any) -> Scene:
-        async def whole() -> Scene:
-            scene = Scene(tmp_path, **options)
-            await scene.start()
-            try:
-                async with asyncio.timeout(30):
-                    await steps(scene)
-            finally:
-                await scene.stop()
-            return scene
-
-        return asyncio.run(whole())
-
-    return run
+from tests.unit.scheduler.scene import BUDGET, NAMES, SIZE, Scene
 
 
 def test_a_random_stream_over_eight_models_in_the_memory_of_three(play: Callable[..., Scene]) -> None:
@@ -314,69 +195,6 @@ def test_a_model_that_ran_out_of_memory_goes_to_a_device_with_more_and_no_more_t
         assert scene.owner.life("m0").device == after
 
     assert play(steps, two=True).owner.tally.evictions == {"out of memory": 1}
-
-
-def test_a_profile_loads_what_is_new_before_what_is_old_goes_where_there_is_room(
-    play: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(application, "IN_USE_SECONDS", 0.0)  # else what the test has just used stays
-    order: list[str] = []
-
-    async def steps(scene: Scene) -> None:
-        one = (await scene.follower())[0]
-        for name in NAMES[:2]:
-            await scene.use(one, name)
-        load, unload = scene.books.load, scene.books.unload
-
-        async def loading(model: str, device: Device, dtype: str) -> None:
-            order.append(f"load {model}")
-            await load(model, device, dtype)
-
-        async def unloading(model: str) -> None:
-            order.append(f"unload {model}")
-            await unload(model)
-
-        scene.books.load, scene.books.unload = loading, unloading  # type: ignore[method-assign]
-        work = [asyncio.create_task(scene.use(one, name, work=0.1)) for name in NAMES[:2]]
-        await asyncio.sleep(0.02)
-        policy = Policy(margin_mb=0, models_per_device=16, pinned=frozenset({"m4"}))
-        await asyncio.wait_for(apply(scene.owner, policy, ["m4", "m5"]), 10)
-        assert set(scene.books.there) == {"m4", "m5"}
-        await asyncio.gather(*work)
-        assert scene.owner.policy is policy
-        await scene.use(one, "m0")  # whoever wants one that has left gets it again
-        assert "m4" in scene.books.there
-
-    scene = play(steps)
-    assert order[:3] == ["load m4", "unload m0", "load m5"], "three fit, so the second new one needed room"
-    assert scene.books.most <= BUDGET
-    assert (scene.owner.tally.evictions["room"], scene.owner.tally.evictions["profile"]) == (1, 1)
-
-
-def test_a_profile_without_models_changes_the_rules_alone_and_one_that_does_not_fit_says_so(play: Callable[..., Scene]) -> None:
-    async def steps(scene: Scene) -> None:
-        one = (await scene.follower())[0]
-        await scene.use(one, "m0")
-        await apply(scene.owner, Policy(margin_mb=0, models_per_device=1), [])
-        assert set(scene.books.there) == {"m0"}
-        with pytest.raises(NoRoom, match="m2 has no place under this profile"):
-            await asyncio.wait_for(apply(scene.owner, Policy(margin_mb=0, models_per_device=1), ["m1", "m2"]), 10)
-        assert set(scene.books.there) == {"m1"}
-
-    play(steps)
-
-
-def test_a_profile_moves_what_is_on_a_device_that_it_has_for_others(play: Callable[..., Scene]) -> None:
-    async def steps(scene: Scene) -> None:
-        one = (await scene.follower())[0]
-        await scene.use(one, "m0")
-        before = scene.owner.life("m0").device
-        other = next(device.id for device in scene.devices() if device.id != before)
-        policy = Policy(margin_mb=0, allowed={"m0": (other,)}, reserved={before: frozenset({"m1"})})
-        await asyncio.wait_for(apply(scene.owner, policy, ["m0", "m1"]), 10)
-        assert (scene.owner.life("m0").device, scene.owner.life("m1").device) == (other, before)
-
-    play(steps, two=True)
 
 
 @pytest.mark.parametrize(("priority", "gather", "early"), [(2, 2.5, False), (1, 1.5, True), (2, 0.0, True)])

@@ -1,0 +1,112 @@
+"""A machine that keeps its books, with an owner of its residents and clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from forcegate.errors import ForcegateError
+from frontend.scheduler.device import Device
+from frontend.scheduler.follower import Follower
+from frontend.scheduler.footprint import Footprints
+from frontend.scheduler.owner import Owner
+from frontend.scheduler.policy import Policy
+from frontend.scheduler.server import Server
+
+SIZE, BUDGET = 300, 1000
+NAMES = [f"m{k}" for k in range(8)]
+
+
+class Books:
+    """A machine that says what is on it, and what was most on it."""
+
+    def __init__(self) -> None:
+        self.there: dict[str, int] = {}
+        self.most = 0
+        self.loads: Counter[str] = Counter()
+        self.unloads: Counter[str] = Counter()
+        self.failing: dict[str, ForcegateError] = {}
+        self.hanging: set[str] = set()
+        self.keeping: set[str] = set()
+        self.ended: list[str] = []
+        self.in_use: Counter[str] = Counter()
+
+    async def load(self, model: str, device: Device, dtype: str) -> None:  # noqa: ARG002
+        self.loads[model] += 1
+        self.there[model] = SIZE // 2
+        await asyncio.sleep(0.002)
+        if model in self.hanging:
+            await asyncio.sleep(60)
+        if model in self.failing:
+            del self.there[model]
+            raise self.failing[model]
+        self.there[model] = SIZE
+        self.most = max(self.most, sum(self.there.values()))
+
+    async def unload(self, model: str) -> None:
+        assert not self.in_use[model], "unloaded with work in flight"
+        self.unloads[model] += 1
+        await asyncio.sleep(0.002)
+        if model not in self.keeping:
+            del self.there[model]
+
+    def look(self) -> None:
+        """What holds memory is known at all times here."""
+
+    def held_mb(self, model: str, device: Device) -> int:  # noqa: ARG002
+        return self.there.get(model, 0)
+
+    def end(self, model: str) -> None:
+        self.ended.append(model)
+        self.there.pop(model, None)
+
+    def family(self, model: str) -> str:  # noqa: ARG002
+        return "family"
+
+
+class Scene:
+    """An owner, its server in a folder, and clients of it."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.books, self.folder, self.two = Books(), folder, options.pop("two", False)
+        policy = options.pop("policy", Policy(margin_mb=0, models_per_device=16))
+        self.owner = Owner(self.books, self.devices, policy, Footprints(folder / "footprints.json"), **options)
+        self.server = Server(self.owner, folder, self.nothing, lambda: {"models": {}}, {})
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def devices(self) -> list[Device]:
+        if self.two:
+            return [Device(f"gpu-{k}", k, "gpu", "GPU", BUDGET, 0) for k in range(2)]
+        return [Device("cpu", 0, "cpu", "CPU", BUDGET, sum(self.books.there.values()))]
+
+    async def nothing(self) -> None:
+        return
+
+    async def start(self) -> None:
+        self.tasks.append(asyncio.create_task(self.server.run()))
+        await asyncio.sleep(0)
+
+    async def follower(self) -> tuple[Follower, asyncio.Task[None]]:
+        made = Follower(self.folder, "test")
+        task = asyncio.create_task(made.run())
+        self.tasks.append(task)
+        async with asyncio.timeout(5):
+            while not made.connected:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return made, task
+
+    async def use(self, follower: Follower, *models: str, seconds: float = 5.0, work: float = 0.0, priority: int = 1) -> None:
+        async with follower.hold(models, asyncio.get_running_loop().time() + seconds, priority):
+            assert all(self.books.there.get(model) == SIZE for model in models), "granted before it was there"
+            self.books.in_use.update(models)
+            try:
+                await asyncio.sleep(work)
+            finally:
+                self.books.in_use.subtract(models)
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
