@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from forcegate.errors import BodyTooLarge, DeadlineExceeded, ForcegateError, InvalidRequest
+from forcegate.errors import BodyTooLarge, DeadlineExceeded, ForcegateError, InvalidRequest, ServerUnavailable
 from frontend.requests import TASK, UPLOAD, Batch, Calculation, Limits, MultiModel, Named, SinglePoint, decode
 from frontend.tasks.submission import Submission
 from frontend.telemetry import Call
@@ -56,6 +56,7 @@ class Decoder:
             self._free.put_nowait(None)
         self._large = asyncio.Semaphore(1)
         self.running: set[Process] = set()
+        self._closed = False
         """The processes there are now."""
 
     async def decode(
@@ -105,6 +106,7 @@ class Decoder:
 
     async def close(self) -> None:
         """Ends all processes."""
+        self._closed = True
         for process in list(self.running):
             await self._end(process)
 
@@ -117,6 +119,8 @@ class Decoder:
             outcome = await _ask(process, pickle.dumps((calculation, media, limits)), body)
             returned = process
         except (asyncio.IncompleteReadError, ConnectionError):
+            if self._closed:
+                raise ServerUnavailable("The gateway is stopping.") from None
             # The system ended it, for want of memory most likely. Another one is started for the next body.
             raise BodyTooLarge(
                 "The body took more memory to read than there is.", "Send fewer structures in one request."

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """Tells through ``ready``, a pipe's descriptor, that it accepts connections."""
+    """Tells through ``ready``, a pipe's descriptor, that it accepts connections. Where the supervisor has ended, or has given up
+    waiting, it ends as after SIGTERM."""
 
     ready: int | None = None
 
@@ -33,7 +34,10 @@ class Server(uvicorn.Server):
         """Begins to accept."""
         await super().startup(sockets)
         if self.ready is not None:
-            os.write(self.ready, b".")
+            try:
+                os.write(self.ready, b".")
+            except BrokenPipeError:  # nobody waits any more: what has been accepted by now is answered, and that is all
+                self.should_exit = True
             os.close(self.ready)
 
 

@@ -29,8 +29,8 @@ from frontend.triton.control import TritonControl
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = 60.0
-"""Time that tritonserver or the gateway gets to answer."""
+START_SECONDS = 120.0
+"""Time that tritonserver or the gateway gets to answer: on a machine that is busy beyond its cores a gateway has taken 60 s."""
 LIFE_SECONDS = 10.0
 """A process that ends sooner after its start counts as failing to start."""
 ATTEMPTS = 5
