@@ -37,12 +37,15 @@ class Seen:
     tasks: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def call(self, kind: str, ask: Callable[[], int]) -> None:
         """One call of a client of ``kind``; ``ask`` returns how many right answers came of it, or raises."""
         began = time.monotonic()
         try:
-            self.answers[kind] += ask()
+            right = ask()
+            with self._lock:  # a sum that is read before the call, and written after it, would forget those of others
+                self.answers[kind] += right
         except Wrong as error:
             self._note(self.wrong, kind, began, error)
         except Exception as error:  # whatever else comes of a call is what this run looks for

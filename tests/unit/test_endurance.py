@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,18 @@ def test_calls_are_counted_by_what_came_of_them() -> None:
     assert [entry["code"] for entry in seen.lost] == ["model_not_ready"]
     assert [entry["detail"] for entry in seen.wrong] == ["another energy"]
     assert len(seen.spans["rest"]) == 4
+
+
+def test_answers_of_clients_at_once_are_all_counted() -> None:
+    seen = Seen()
+
+    def ask() -> int:
+        time.sleep(0.02)
+        return 1
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: seen.call("rest", ask), range(40)))
+    assert seen.answers == {"rest": 40}
 
 
 def test_lost_and_double_tasks_are_found(tmp_path: Path) -> None:
