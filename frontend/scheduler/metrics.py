@@ -32,7 +32,8 @@ class SchedulerMetrics(Collector):
         yield _counter("load_failures", "Loads that failed, by the code of their error.", "code", stats.get("failures", {}))
         yield _counter("evictions", "Models that were unloaded, by reason.", "reason", stats.get("evictions", {}))
         yield _counter("out_of_memory", "Calls of a model that ran out of memory.", "model", stats.get("out_of_memory", {}))
-        yield _counter("device_faults", "Faults that may be a device's.", "device", stats.get("faults", {}))
+        none = {device["id"]: 0 for device in state.get("devices", ())}
+        yield _counter("device_faults", "Faults that may be a device's.", "device", none | stats.get("faults", {}))
         yield from _heartbeat(stats.get("heartbeat", {}))
         for name, text in (
             ("not_given_back", "Unloads after which a process kept its memory and was ended."),

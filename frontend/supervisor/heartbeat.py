@@ -142,6 +142,8 @@ class Heartbeat:
 
     def _begin(self, name: str, processes: frozenset[int], answers: Answers, now: float) -> None:
         """It has just been loaded, and passed its gate and a canary."""
+        for counter in (self.canaries, self.deaths):
+            counter.setdefault(name, 0)  # a counter whose first value is 1 has increased for nobody
         if (before := self._pulses.get(name)) is not None:
             _stop(before)
         used = answers.well + answers.failed
