@@ -90,9 +90,17 @@ def test_every_line_of_gateway_and_worker_is_json(parts: Parts) -> None:
             assert json.loads(line)["process"] == part
 
 
+def _line(parts: Parts, *words: str) -> bool:
+    return any(all(word in line for word in words) for line in parts.log("gateway").splitlines())
+
+
 def test_several_gateways_share_a_port_and_one_that_dies_comes_back(parts: Parts) -> None:
     with parts_of(parts.root, parts.state, **_same(parts, "GRPC_PORT"), GATEWAYS=2) as more:
         begun(more, "gateway")
+        # The first of them answers for both; one that ends before it accepts is a start that failed.
+        accepting = [f'"gateway":"{number}"' for number in (1, 2)]
+        wait_until(lambda: all(_line(more, "Application startup complete", one) for one in accepting), "they do not both start", 60)
+        time.sleep(1)  # between that line and the word to its parent there is a moment
         import psutil
 
         children = [child for child in psutil.Process(more.processes["gateway"].pid).children() if child.name() != "sh"]
