@@ -232,7 +232,8 @@ def test_use_over_grpc_keeps_a_model_and_the_heartbeat_does_not(small: RunningSe
     wait_until(lambda: idle(NAMES[0]) > 5, "it counts as used although nobody uses it")
     assert evaluate([Atoms("Ar2", positions=DIMER["positions"])], NAMES[0], address=small.grpc)[0].error is None
     wait_until(lambda: idle(NAMES[0]) < 3, "its use over gRPC does not count")
-    assert idle(NAMES[1]) > 5
+    # It was asked for after the first one, by what that one's load took.
+    wait_until(lambda: idle(NAMES[1]) > 5, "another model's use counts as its own")
 
 
 def test_a_device_that_is_drained_is_emptied_and_takes_models_again_when_it_is_returned(small: RunningService) -> None:
