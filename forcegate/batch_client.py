@@ -53,7 +53,7 @@ def _to_send_again(results: Results) -> list[int]:
 
 def _pause(result: Mapping[str, Any], attempts: Attempts) -> float:
     error = result["error"]
-    return attempts.pause(errors.BY_CODE.get(error["code"], errors.ServerUnavailable)(error["detail"]))
+    return attempts.pause(errors.from_mapping(error) or errors.ServerUnavailable(error["detail"]))
 
 
 def _part(body: Body, places: Iterable[int]) -> dict[str, Any]:

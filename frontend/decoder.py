@@ -55,8 +55,8 @@ class Decoder:
         for _ in range(processes):
             self._free.put_nowait(None)
         self._large = asyncio.Semaphore(1)
-        self.running: set[Process] = set()
         self._closed = False
+        self.running: set[Process] = set()
         """The processes there are now."""
 
     async def decode(
