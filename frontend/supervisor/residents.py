@@ -89,19 +89,22 @@ class Residents:
         }
         return Server(self.owner, settings.state, self._observe, self.state, commands)
 
+    @property
+    def _on_cpu(self) -> bool:
+        return all(device.kind == "cpu" for device in self.inventory.devices)
+
     def _policy_of(self, profile: Profile) -> Policy:
         """The policy of a profile on the devices that are there."""
         settings = self._settings
-        cpu = all(device.kind == "cpu" for device in self.inventory.devices)
         made = profiles.policy(profile, self.catalogue, self.inventory.devices)
         pinned = made.pinned | {self.catalogue.resolve(name).name for name in settings.scheduler_pinned}
         # A budget that a person has set is exact.
-        return replace(made, margin_mb=0 if settings.scheduler_memory_gb and cpu else made.margin_mb, pinned=pinned)
+        return replace(made, margin_mb=0 if settings.scheduler_memory_gb and self._on_cpu else made.margin_mb, pinned=pinned)
 
     def _policy(self) -> Policy:
         """That of a CPU or a GPU, with the settings in place of what they say."""
         settings = self._settings
-        made = self._policy_of(profiles.load("cpu" if all(each.kind == "cpu" for each in self.inventory.devices) else "gpu1"))
+        made = self._policy_of(profiles.load("cpu" if self._on_cpu else "gpu1"))
         return replace(
             made,
             idle_seconds=settings.scheduler_idle_seconds,

@@ -26,6 +26,7 @@ from frontend.supervisor.residents import Residents
 from frontend.supervisor.watch import ModelWatch
 from frontend.triton import canary, restriction
 from frontend.triton.control import TritonControl
+from frontend.triton.facts import Facts
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Service:
     """
 
     def __init__(self, settings: Settings, catalogue: Catalogue, foreign: Path, say: Callable[[str], None]) -> None:
-        self._settings, self._catalogue, self._foreign, self._say = settings, catalogue, foreign, say
+        self._settings, self._foreign, self._say = settings, foreign, say
         logs = settings.state / "logs"
         to_file = settings.log_to == "files"
         self._triton = ChildProcess("tritonserver", logs / "triton.log", to_file)
@@ -113,7 +114,8 @@ class Service:
 
     async def _bring(self, name: str, dead: bool, dtype: str) -> None:
         """Loads a model, or loads it again after its process has died, and sends a canary; one that fails it is not served."""
-        variant = catalogues.load().resolve(name)
+        catalogue = catalogues.load()
+        variant = catalogue.resolve(name)
         variant = variant.with_dtype(dtype or variant.dtype)
         if dead:
             load = self._control.reload(name, variant.dtype)
@@ -123,7 +125,7 @@ class Service:
         await self._watch.launches.watched(name, load)
         self._watch.refresh()
         try:
-            await canary.check(self._settings.grpc_address, self._catalogue, variant, self._settings.state)
+            await canary.check(self._settings.grpc_address, catalogue, variant, self._settings.state)
         except GateFailed:
             await self._control.unload(name)
             raise
@@ -181,12 +183,11 @@ class Service:
 
         Gateways read the catalogue at their start, so they are started again, one after the other; the port stays open.
         """
-        self._catalogue = self.residents.catalogue = catalogues.load()
+        catalogue = self.residents.catalogue = catalogues.load()
         for name, dtype in list(self._watch.wanted.items()):
             try:
-                parameters = (await self._control.config(name)).get("parameters", {})
-                known = self._catalogue.variants.get(name)
-                if known is None or parameters["checkpoint_sha256"]["string_value"] == known.checkpoint.sha256:
+                config, known = await self._control.config(name), catalogue.variants.get(name)
+                if known is None or Facts.from_config(name, config).checkpoint_sha256 == known.checkpoint.sha256:
                     continue
                 await self._bring(name, dead=False, dtype=dtype)
                 self._say(f"{name}: another checkpoint, {known.checkpoint.sha256[:12]}")

@@ -164,8 +164,9 @@ class ModelWatch:
         asyncio.get_running_loop().call_later(0.1, self._changed.set)
 
     def _living(self, model: str) -> list[int]:
-        self.refresh()
-        return self.processes_of(model)
+        if not (known := self.processes_of(model)):  # or several loads at once would read the process table all the time
+            self.refresh()
+        return known or self.processes_of(model)
 
     def _orphaned(self) -> dict[str, str | None]:
         """The regions that no living model process was started with, each with the model whose process named it last."""
