@@ -23,12 +23,10 @@ from frontend.scheduler.carrier import Carrier
 from frontend.scheduler.footprint import BASE_MB
 from frontend.scheduler.life import Ask, Client, Life
 from frontend.scheduler.placement import Decision, Demand, decide
-from frontend.scheduler.policy import PRIORITIES
+from frontend.scheduler.policy import PRIORITIES, TASK_PRIORITY
 
 log = logging.getLogger(__name__)
 
-TASK_PRIORITY: Final = 2
-"""Of the calls of tasks; requests that somebody waits for come before."""
 IN_USE_SECONDS: Final = 2.0
 """Since the last use of a model that is in use; gateways and workers tell of uses every half second."""
 MOVE_SECONDS: Final = 600.0

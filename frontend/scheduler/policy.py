@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 PRIORITIES = ("CRITICAL", "HIGH", "NORMAL", "LOW")
+TASK_PRIORITY = PRIORITIES.index("NORMAL")
+"""Of the calls of tasks; requests that somebody waits for come before."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from forcegate.calculator import ForcegateCalculator
 from forcegate.dispersion import correction_of
 from forcegate.errors import ForcegateError, OutOfMemory
 from frontend.scheduler.follower import Follower
+from frontend.scheduler.policy import TASK_PRIORITY
 
 WAIT_SECONDS: Final = 60.0
 """How long one call waits for its model before the task pauses and goes on later."""
@@ -50,7 +51,7 @@ class Holder:
         until = time.monotonic() + CONNECT_SECONDS
         while not self._follower.connected and time.monotonic() < until:
             time.sleep(0.05)
-        held: AbstractAsyncContextManager[None] = self._follower.hold(models, time.monotonic() + WAIT_SECONDS, priority=2)
+        held: AbstractAsyncContextManager[None] = self._follower.hold(models, time.monotonic() + WAIT_SECONDS, TASK_PRIORITY)
         asyncio.run_coroutine_threadsafe(held.__aenter__(), self._loop).result()
         try:
             yield
