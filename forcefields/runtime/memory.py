@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from forcefields.runtime.engine import Report
 from forcefields.runtime.gate import write_json
 
 MB: Final = 2**20
+STATUS: Final = Path("/proc/self/status")
 WORTH_TELLING: Final = 1.05
 """A peak of a size is told again when it is so much higher than the last one."""
 
@@ -60,4 +60,5 @@ class Memory:
     def _highest(self) -> float:
         if self._torch is not None:
             return float(self._torch.cuda.max_memory_allocated(self._device)) / MB
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # Not ru_maxrss: that of a program begins with what the process that started it once held.
+        return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")) / 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,12 @@ from forcefields import catalogue
 from forcegate import contract
 from forcegate.structure import Structure
 from frontend import calculations
-from frontend.admission import Admission, Estimator, ModelQueue
 from frontend.requests import Options, SinglePoint
+from frontend.service import Service
+from frontend.settings import Settings
 from frontend.telemetry import Call, Metrics
 from frontend.triton.client import Evaluator
+from frontend.triton.directory import READY, Entry
 from frontend.triton.facts import Facts
 from tests.unit.fault_injection import FaultyTriton, serving
 
@@ -37,11 +39,14 @@ class Known:
         facts = Facts.from_config(name, {"parameters": {key: {"string_value": value} for key, value in values.items()}})
         return replace(facts, extra_outputs=("energies", "magmoms"), functional="PBE", dispersion="allowed")
 
+    def entry(self, name: str) -> Entry:
+        return Entry(VARIANT, CATALOGUE.family_of(VARIANT), READY, facts=self.facts(name))
+
     def last_process(self, _name: str) -> int | None:
         return None
 
 
-def answered(dispersion: str) -> tuple[dict[str, Any], FaultyTriton]:
+def answered(dispersion: str, state: Path) -> tuple[dict[str, Any], FaultyTriton]:
     triton = FaultyTriton()
     structure = Structure(np.full(2, 18, np.int32), np.array([[0.0, 0, 0], [0, 0, 3.8]]))
     task = SinglePoint("m", Options(dispersion=dispersion), structure)
@@ -49,14 +54,8 @@ def answered(dispersion: str) -> tuple[dict[str, Any], FaultyTriton]:
     async def run(address: str) -> dict[str, Any]:
         directory: Any = Known()
         evaluator = Evaluator(address, directory, Metrics())
-        queues = {name: ModelQueue(60.0, 128) for name in ("m", "d3bj-pbe")}
-        service: Any = SimpleNamespace(
-            directory=directory,
-            evaluator=evaluator,
-            hold=lambda structures, _call: Admission(8, 1 << 20).hold(structures),
-            queue=queues.__getitem__,
-            estimator=lambda _model: Estimator(None, 5.0, 128),
-        )
+        service = Service(Settings(state=state))
+        service.directory, service.evaluator = directory, evaluator
         call = Call("test", time.perf_counter())
         call.allow(20)
         try:
@@ -69,8 +68,10 @@ def answered(dispersion: str) -> tuple[dict[str, Any], FaultyTriton]:
 
 
 @pytest.mark.parametrize(("dispersion", "energy", "extra"), [("none", 2.0, {"energies", "magmoms"}), ("d3bj", 4.0, {"magmoms"})])
-def test_energies_of_atoms_are_left_out_where_a_correction_is_added(dispersion: str, energy: float, extra: set[str]) -> None:
-    answer, triton = answered(dispersion)
+def test_energies_of_atoms_are_left_out_where_a_correction_is_added(
+    dispersion: str, energy: float, extra: set[str], tmp_path: Path
+) -> None:
+    answer, triton = answered(dispersion, tmp_path)
     assert answer["energy"] == energy, "the fault injector counts atoms, for the correction too"
     assert answer.keys() & {"energies", "magmoms"} == extra
     asked = {output.name for request in triton.requests for output in request.outputs}
