@@ -9,8 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from forcefields import catalogue
 from forcegate.errors import SetupError
+from forcegate.relaxation.driver import Evaluated
+from forcegate.structure import Structure
 from frontend.settings import Settings
 from frontend.supervisor import triton
 
@@ -101,6 +105,15 @@ class Worker(Commanded):
     def single(self, atoms: int, calls: int) -> list[float]:
         """Seconds of each of ``calls`` evaluations of one structure through the runtime."""
         return [float(value) for value in self.ask(do="single", atoms=atoms, calls=calls)]
+
+    def evaluate(self, given: Sequence[Structure]) -> tuple[float, list[Evaluated]]:
+        """Seconds that the runtime takes for structures in one call, the way to it not counted, and its answers."""
+        sent = [{name: getattr(each, name).tolist() for name in ("numbers", "positions", "cell", "pbc")} for each in given]
+        answer = self.ask(do="evaluate", structures=sent)
+        return float(answer["seconds"]), [
+            Evaluated(each["energy"], np.array(each["forces"]), None if each["stress"] is None else np.array(each["stress"]))
+            for each in answer["answers"]
+        ]
 
 
 def python_of(model: str, settings: Settings) -> Path:

@@ -114,6 +114,14 @@ def test_on_a_cpu_too_large_a_pass_is_slower_and_is_not_chosen() -> None:
     assert found.size.full == pytest.approx(32 * per_atom), "64 are faster by less than the difference counts"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "settled"), [((0.9,), False), ((0.9, 0.8), True), ((0.4, 0.4), False), ((0.4, 0.4, 0.4), True)]
+)
+def test_a_long_pass_is_timed_twice_and_a_short_one_until_it_gets_no_faster(seconds: tuple[float, ...], settled: bool) -> None:
+    assert calibration._settled(seconds) is settled
+    assert not calibration._settled([0.4, 0.3, 0.2, 0.1])
+
+
 def test_a_model_is_measured_once_and_again_when_something_has_changed(tmp_path: Path) -> None:
     runtime, memory = engine(), tmp_path / "calibrations" / "lj-argon.json"
     first = calibration.calibrated(runtime, "cpu", memory, "key")
