@@ -28,6 +28,8 @@ CLIENTS = 32
 PACK_ATOMS = (32, 64, 128, 256, 512)
 """Atoms in one forward pass that the in-process evaluation is tried with; it is then measured with the best of them."""
 CELLS = (8, 32)
+RATIOS = {"adapter": "in_process_best", "engine": "engine", "calculator": "calculator"}
+"""What served is divided by: way of a round -> name of the ratio."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,13 @@ def prepared(
 
 def ratios(rounds: list[Round]) -> dict[str, float]:
     """Served over each of the others: the median of the ratios within each round."""
-    names = {"adapter": "in_process_best", "engine": "engine", "calculator": "calculator"}
-    return {f"served_over_{name}": ratio(rounds, "served", way) for way, name in names.items()}
+    return {f"served_over_{name}": ratio(rounds, "served", way) for way, name in RATIOS.items()}
+
+
+def _ratio(row: dict[str, Any], way: str, name: str) -> str:
+    """The median, and between what it was in the single rounds."""
+    each = [single["served"] / single[way] for single in row["rounds"]]
+    return f"**{row[f'served_over_{name}']:.2f}** ({min(each):.2f} to {max(each):.2f})"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -177,7 +184,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         rate, used = row["structures_per_second"], row["service"]
         cells.append(
             [row["model"], row["atoms"]]
-            + [f"**{row[f'served_over_{way}']:.2f}**" for way in ("in_process_best", "engine", "calculator")]
+            + [_ratio(row, way, name) for way, name in RATIOS.items()]
             + [f"{rate[way]:.2f}" for way in ("served", "adapter", "engine", "calculator")]
             + [f"{used['mean_batch_structures']:.1f}", f"{used['mean_pass_atoms']:.0f}", row["best_pack_atoms"]]
             + [f"{100 * used['share_elsewhere']:.1f} %", f"{used['longest_stall_ms']:.0f}" if "longest_stall_ms" in used else ""]
