@@ -87,7 +87,7 @@ def added(caller: Caller, atoms: int, seconds: float) -> dict[str, Any]:
         seconds: about how long to measure.
 
     Raises:
-        Refused: the structure does not fit into memory.
+        Refused: the structure does not fit into memory, or takes so long that few calls fit into ``seconds``.
     """
     structure = caller.structure(atoms)
     kinds = {"in_process": caller.in_process, "grpc": caller.grpc, "rest": caller.rest}
@@ -95,6 +95,8 @@ def added(caller: Caller, atoms: int, seconds: float) -> dict[str, Any]:
         call(structure, 1)  # memory for this size, connections, caches
     latencies = {name: call(structure, 1) for name, call in kinds.items()}
     once = sum(values[0] for values in latencies.values())
+    if once * BLOCK > seconds:
+        raise Refused(f"a call takes {latencies['in_process'][0]:.1f} s: what the way to the model adds is lost in its noise")
     for _ in range(min(60, int(seconds / (once * BLOCK)))):
         for name, call in kinds.items():
             latencies[name] += call(structure, BLOCK)
@@ -115,7 +117,7 @@ def added(caller: Caller, atoms: int, seconds: float) -> dict[str, Any]:
 
 
 def by_size(caller: Caller, sizes: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:
-    """``added`` for structures of growing size; one that does not fit into memory is noted with the reason."""
+    """``added`` for structures of growing size; one that is refused is noted with the reason."""
     results: list[dict[str, Any]] = []
     for atoms in sizes:
         try:
