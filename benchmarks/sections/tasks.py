@@ -153,6 +153,6 @@ def _bars(axes: Any, rows: list[dict[str, Any]], names: list[str], values: dict[
         axes.bar_label(axes.bar(places, [row[value] for row in rows], width, label=label), fmt="%.3g", fontsize=7)
     axes.set_xticks(range(len(names)), names, fontsize=7)
     axes.set_title(title, fontsize=8)
-    axes.margins(y=0.15)
+    axes.margins(y=0.3)
     if len(values) > 1:
         axes.legend(fontsize=7)
