@@ -167,8 +167,13 @@ def ratios(rounds: list[Round]) -> dict[str, float]:
 
 def _ratio(row: dict[str, Any], way: str, name: str) -> str:
     """The median, and between what it was in the single rounds."""
+    least, most = _range(row, way)
+    return f"**{row[f'served_over_{name}']:.2f}** ({least:.2f} to {most:.2f})"
+
+
+def _range(row: dict[str, Any], way: str) -> tuple[float, float]:
     each = [single["served"] / single[way] for single in row["rounds"]]
-    return f"**{row[f'served_over_{name}']:.2f}** ({min(each):.2f} to {max(each):.2f})"
+    return min(each), max(each)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -194,20 +199,24 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Both ratios of every model as bars."""
+    """Two ratios of every model as bars, with what they were in the single rounds as whiskers."""
     rows = [row for row in rows if "skipped" not in row]
     plt = report.pyplot()
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.45 * len(rows)), layout="constrained")
-    ways = {"in_process_best": "the best in-process batch", "calculator": "the package's ASE calculator, one by one"}
+    ways = {"adapter": "the best in-process batch", "calculator": "the package's ASE calculator, one by one"}
     for shift, (way, label) in enumerate(ways.items()):
         places = [-k - 0.4 * (shift - 0.5) for k in range(len(rows))]
-        bars = axes.barh(places, [row[f"served_over_{way}"] for row in rows], 0.38, label=f"over {label}")
-        axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
-    axes.axvline(1.0, color="black", linewidth=0.8)
+        medians = [row[f"served_over_{RATIOS[way]}"] for row in rows]
+        axes.barh(places, medians, 0.38, label=f"over {label}")
+        for place, middle, row in zip(places, medians, rows, strict=True):
+            least, most = _range(row, way)
+            axes.plot([least, most], [place, place], color="black", linewidth=1)
+            axes.annotate(f"{middle:.2f}", (max(most, middle), place), (4, 0), textcoords="offset points", va="center", fontsize=7)
+    axes.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
     axes.set_yticks([-k for k in range(len(rows))], [f"{row['model']}, {row['atoms']} atoms" for row in rows], fontsize=7)
-    axes.set_xlabel("served throughput of 32 gRPC clients, as a ratio")
-    axes.set_xscale("log")
+    axes.set_xlabel("served throughput of 32 gRPC clients, as a ratio: median and range of the rounds")
     axes.legend(loc="lower right", fontsize=7)
     axes.margins(x=0.12)
+    axes.set_xlim(left=0)
     figure.savefig(path, dpi=110)
     plt.close(figure)
