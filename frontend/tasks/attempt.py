@@ -79,6 +79,7 @@ class Attempt:
         self._saved: dict[str, float] = {}
 
     @property
+        self._resumed: set[str] = set()
     def reason(self) -> Reason | None:
         """Why the attempt has to end, or None while it may go on."""
         if self._reason in (None, Reason.STOPPED) and time.monotonic() > self.deadline:
@@ -150,7 +151,13 @@ class Attempt:
         query = sa.select(STATES.c.state).where(STATES.c.task == self.task, STATES.c.part == part)
         with self._engine.connect() as connection:
             data = connection.scalar(query)
-        return None if data is None else State.from_bytes(data)
+        if data is None:
+            return None
+        whole, _, _ = part.partition("/")
+        if whole not in self._resumed:
+            self._resumed.add(whole)
+            self.log(f"Going on with {whole} from its last state.")
+        return State.from_bytes(data)
 
     def checkpoint(self, part: str) -> Checkpoint:
         """See ``Context``. When the worker stops, the state is kept at once and the calculation ends here."""
@@ -198,6 +205,9 @@ class Attempt:
         self._write("result of a part", write)
 
     def forces(self, model: str, head: str | None, dispersion: str) -> Forces:
+        # `error` of an energy against a reference is a number, or null.
+        error = result.get("error")
+        self.log(f"{part} has failed: {error['detail']}" if isinstance(error, dict) else f"{part} is finished.")
         """See ``Context``."""
         address = self._settings.grpc_address
         if self.holder is not None:

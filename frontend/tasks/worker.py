@@ -127,6 +127,7 @@ class Worker:
         if attempt is None:
             return
         attempt.holder = self._holder
+        attempt.log(f"Attempt {attempt.number} begins on worker {self.name}.")
         with self._lock:
             self._attempts[task] = attempt
         if self._stopping.is_set():
@@ -155,6 +156,7 @@ class Worker:
             self._failed(attempt, ForcegateError(f"The calculation failed: {type(error).__name__}: {error}"))
             return attempt.reason or ForcegateError.code
         else:
+            attempt.log(f"Completed after {attempt.steps} steps and {time.monotonic() - attempt.claimed:.1f} s of this attempt.")
             self._persist(lambda: self._leases.finish(attempt, Status.COMPLETED, result=result))
         return attempt.reason or ""
 
@@ -182,17 +184,21 @@ class Worker:
         """Writes the end of an attempt that had to stop."""
         reason = attempt.reason
         if reason is Reason.STOPPED:
+            attempt.log("The worker stops; the task goes back into the queue with its last state.")
             self._persist(lambda: self._leases.give_back(attempt))
         elif reason is Reason.CANCELLED:
+            attempt.log("Cancelled.")
             self._persist(lambda: self._leases.finish(attempt, Status.CANCELLED))
         elif reason is Reason.TIMEOUT:
             error = ForcegateError("The task was not finished within its timeout.", "Retry it: it goes on from its last state.")
+            attempt.log(error.detail)
             self._persist(lambda: self._leases.finish(attempt, Status.TIMEOUT, error={**error.as_dict(), "code": "timeout"}))
 
     def _failed(self, attempt: Attempt, error: ForcegateError) -> None:
         if attempt.reason is not None:  # what has to end may fail on its way
             self._ended(attempt)
         else:
+            attempt.log(f"Failed: {error.detail}")
             self._persist(lambda: self._leases.finish(attempt, Status.FAILED, error=error.as_dict()))
 
     def _persist(self, write: Callable[[], Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,18 +16,17 @@ from ase.build import bulk
 from ase.io import read
 
 from forcegate.structure import from_atoms, to_mapping
+from tests.api.queued import A0, FINAL, LONG, argon, body, is_error, perfect, read_events, result, submitted, until
 from tests.service import RunningService, serving
 from tests.unit.calculations.potentials import lattice_minimum
 
-A0 = lattice_minimum()[0]
-FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-LONG = {"equilibration_steps": 0, "production_steps": 1_000_000, "sample_interval": 1000}
-"""Dynamics that no test waits for."""
+MOST = 48
+"""Unfinished tasks that one user may have."""
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    with serving(tmp_path_factory.mktemp("tasks"), ("lj-argon",), task_concurrency=33) as running:
+    with serving(tmp_path_factory.mktemp("tasks"), ("lj-argon",), task_concurrency=33, max_tasks_per_user=MOST) as running:
         yield running
 
 
@@ -36,68 +34,6 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
 def rest(own: RunningService) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=own.url, timeout=120) as client:
         yield client
-
-
-def argon(seed: int = 1, a: float = 5.3, rattled: float = 0.1) -> dict[str, Any]:
-    atoms = bulk("Ar", "fcc", a=a, cubic=True)
-    atoms.rattle(rattled, seed=seed)
-    return to_mapping(from_atoms(atoms))
-
-
-def perfect(a: float = A0) -> dict[str, Any]:
-    return to_mapping(from_atoms(bulk("Ar", "fcc", a=a)))
-
-
-def body(atoms: Any = None, **parameters: Any) -> dict[str, Any]:
-    return {"model_name": "lj-argon", "atoms": atoms or argon(), **parameters}
-
-
-def submitted(rest: httpx.Client, kind: str, data: dict[str, Any]) -> str:
-    response = rest.post(f"/api/v1/tasks/{kind}", json=data)
-    assert response.status_code == 202, response.text
-    where = f"/api/v1/tasks/{response.json()['task_id']}"
-    assert response.headers["location"] == response.json()["status_url"] == where
-    return str(response.json()["task_id"])
-
-
-def until(rest: httpx.Client, task: str, *states: str, seconds: float = 300) -> dict[str, Any]:
-    deadline = time.monotonic() + seconds
-    while (view := rest.get(f"/api/v1/tasks/{task}").json())["status"] not in states:
-        assert time.monotonic() < deadline, view
-        time.sleep(0.05)
-    return dict(view)
-
-
-def result(rest: httpx.Client, kind: str, data: dict[str, Any]) -> dict[str, Any]:
-    task = submitted(rest, kind, data)
-    view = until(rest, task, *FINAL)
-    assert view["status"] == "COMPLETED", view
-    return dict(rest.get(f"/api/v1/tasks/{task}/result/").json())
-
-
-def is_error(response: httpx.Response, status: int, code: str) -> None:
-    assert (response.status_code, response.json().get("code")) == (status, code), response.text
-    assert response.json()["detail"]
-
-
-def read_events(
-    rest: httpx.Client, task: str, after: int | None = None, most: int = 10**6
-) -> list[tuple[int, str, dict[str, Any]]]:
-    headers = {} if after is None else {"Last-Event-ID": str(after)}
-    found: list[tuple[int, str, dict[str, Any]]] = []
-    with rest.stream("GET", f"/api/v1/tasks/{task}/events", headers=headers) as stream:
-        assert stream.headers["content-type"].startswith("text/event-stream")
-        entry: dict[str, str] = {}
-        for line in stream.iter_lines():
-            name, _, value = line.partition(": ")
-            if line and name:
-                entry[name] = value
-            elif entry.get("data"):
-                found.append((int(entry["id"]), entry["event"], json.loads(entry["data"])))
-                entry = {}
-                if len(found) == most:
-                    break
-    return found
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -329,27 +265,96 @@ def test_the_relaxations_of_one_batch_move_in_step(own: RunningService, rest: ht
     assert answers[0]["succeeded"] == 32
 
 
+def test_the_log_of_a_task_grows_while_it_runs(rest: httpx.Client) -> None:
+    # There is no force on an atom alone; the largest of 256 atoms never falls below 1e-300 eV/A.
+    endless = {"fmax": 1e-300, "max_steps": 100_000, "optimizer": "FIRE", "fix_cell": True}
+    alone = {"symbols": ["Ar"], "positions": [[0, 0, 0]]}
+    task = submitted(rest, "batch", body([alone, large(1)], task="optimization", task_params=endless))
+
+    def lines(at_least: int) -> list[str]:
+        deadline = time.monotonic() + 60
+        while len(found := rest.get(f"/api/v1/tasks/{task}/logs").json()["lines"]) < at_least:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+        return list(found)
+
+    try:
+        worker = until(rest, task, "RUNNING")["worker"]
+        begun = lines(1)
+        assert begun[0] == f"Attempt 1 begins on worker {worker}."
+        grown = lines(2)
+        assert grown == [*begun, "structure-0 is finished."][:2]
+        assert rest.get(f"/api/v1/tasks/{task}").json()["status"] == "RUNNING", "the other one goes on"
+    finally:
+        rest.post(f"/api/v1/tasks/{task}/cancel")
+    assert until(rest, task, *FINAL)["status"] == "CANCELLED"
+    answer = rest.get(f"/api/v1/tasks/{task}/logs").json()
+    assert answer == {"task_id": task, "lines": [*grown, "Cancelled."]}
+    assert [data["text"] for _, name, data in read_events(rest, task) if name == "log"] == answer["lines"]
+    is_error(rest.get("/api/v1/tasks/nobody/logs"), 404, "not_found")
+
+
+def test_a_user_with_too_many_tasks_is_refused_and_others_are_not(own: RunningService, rest: httpx.Client) -> None:
+    endless, short = body(**LONG, options={"priority": "LOW"}), body()
+    with httpx.Client(base_url=own.url, timeout=120, headers={"X-Forcegate-User": "eager"}) as eager:
+        with ThreadPoolExecutor(8) as threads:
+            tasks = list(threads.map(lambda _: submitted(eager, "stability", endless), range(MOST)))
+        try:
+            several = body([argon()], task="qmof_energy")
+            for path, data in (("tasks/qmof-energy", short), ("qmof_energy", short), ("tasks/batch", several)):
+                refused = eager.post(f"/api/v1/{path}", json=data)
+                is_error(refused, 429, "overloaded")
+                assert str(MOST) in refused.json()["detail"]
+                assert refused.json()["retryable"] is True
+                assert 1 <= int(refused.headers["retry-after"]) <= 600
+            assert eager.get("/api/v1/tasks", params={"user": "me"}).json()["total"] == MOST, "nothing was queued"
+            # Others, and what answers at once, are none the worse for it.
+            other = rest.post("/api/v1/tasks/qmof-energy", json=short | {"options": {"priority": "CRITICAL"}})
+            assert (other.status_code, other.json()["position"]) == (202, 1), "before all that wait"
+            assert eager.post("/api/v1/single_point", json=short).status_code == 200
+            # An end makes room for one more, and for one alone.
+            eager.post(f"/api/v1/tasks/{tasks[-1]}/cancel")
+            until(eager, tasks[-1], "CANCELLED")
+            tasks.append(submitted(eager, "stability", endless))
+            for path in ("stability", f"{tasks[-2]}/retry"):
+                is_error(eager.post(f"/api/v1/tasks/{path}", json=endless), 429, "overloaded")
+        finally:
+            for task in tasks:
+                eager.post(f"/api/v1/tasks/{task}/cancel")
+        assert {until(eager, task, *FINAL)["status"] for task in tasks} == {"CANCELLED"}
+        assert until(rest, other.json()["task_id"], *FINAL)["status"] == "COMPLETED"
+
+
 def test_a_place_in_the_queue_moves_and_short_tasks_pass_long_ones_of_lower_priority(rest: httpx.Client) -> None:
     running = [submitted(rest, "stability", body(**LONG, options={"priority": "LOW"})) for _ in range(33)]
     for task in running:
         until(rest, task, "RUNNING")
-    waiting = [submitted(rest, "qmof-energy", body(options={"priority": "LOW"})) for _ in range(3)]
+    waiting = [submitted(rest, "qmof-energy", body(options={"priority": "LOW"})) for _ in range(5)]
     try:
         places = [rest.get(f"/api/v1/tasks/{task}").json()["position"] for task in waiting]
-        assert places == [1, 2, 3]
+        assert places == [1, 2, 3, 4, 5]
         urgent = submitted(rest, "qmof-energy", body(options={"priority": "CRITICAL"}))
         queue = rest.get("/api/v1/scheduler/queue").json()
-        assert (queue["waiting"], queue["running"]) == (4, 33)
+        assert (queue["waiting"], queue["running"]) == (6, 33)
         assert [entry["task_id"] for entry in queue["priorities"]["LOW"]["tasks"]] == waiting
         assert queue["priorities"]["CRITICAL"]["tasks"][0]["position"] == 1
-        assert [rest.get(f"/api/v1/tasks/{task}").json()["position"] for task in waiting] == [2, 3, 4]
+        assert [rest.get(f"/api/v1/tasks/{task}").json()["position"] for task in waiting] == [2, 3, 4, 5, 6]
         rest.post(f"/api/v1/tasks/{waiting[0]}/cancel")
         assert rest.get(f"/api/v1/tasks/{waiting[1]}").json()["position"] == 2
+        # One slot comes free, and the place of the last one moves as those in front of it end.
+        rest.post(f"/api/v1/tasks/{running.pop()}/cancel")
+        places = [5]
+        while (view := rest.get(f"/api/v1/tasks/{waiting[-1]}").json())["status"] == "QUEUED":
+            places.append(view["position"])
+        assert places == sorted(places, reverse=True)
+        assert len(set(places)) >= 3, places
+        assert until(rest, urgent, *FINAL)["status"] == "COMPLETED"
+        views = [until(rest, task, "COMPLETED") for task in (urgent, *waiting[1:])]
+        begun = [view["started_at"] for view in views]
+        assert begun == sorted(begun), "in the order of their places"
     finally:
         for task in running:
             rest.post(f"/api/v1/tasks/{task}/cancel")
-    assert until(rest, urgent, *FINAL)["status"] == "COMPLETED"
-    assert until(rest, waiting[2], *FINAL)["status"] == "COMPLETED"
     assert until(rest, waiting[0], *FINAL)["status"] == "CANCELLED"
     rest.post(f"/api/v1/tasks/{waiting[0]}/retry")
     assert until(rest, waiting[0], "COMPLETED")["attempt"] >= 1

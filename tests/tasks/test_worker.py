@@ -113,7 +113,9 @@ def test_failures_are_told_and_a_retry_goes_on(served: Bench, tmp_path: Path) ->
         assert view.status is Status.FAILED
         assert view.error is not None
         assert (view.error["code"], view.error["detail"]) == ("invalid_structure", "There is an atom too many.")
-        assert await tasks.logs(typed) == ["about to fail"]
+        begun, *others = await tasks.logs(typed)
+        assert begun == f"Attempt 1 begins on worker {view.worker}."
+        assert others == ["about to fail", "Failed: There is an atom too many."]
         unforeseen = await finished(tasks, (await submit(tasks, "fail", {"how": "unforeseen"})).id)
         assert unforeseen.error is not None
         assert "ZeroDivisionError" in unforeseen.error["detail"]
@@ -218,23 +220,3 @@ def test_a_name_that_stands_for_this_machine_is_not_called() -> None:
             with pytest.raises(Refused):
                 post(url.replace("127.0.0.1", name), b"{}", {}, private=False)
         assert not calls
-
-
-def test_queued_tasks_see_their_wait_and_finished_ones_teach_it(bench: Bench) -> None:
-    bench.changed["task_concurrency"] = 1
-    bench.start_ready()
-
-    async def use(tasks: DurableTasks) -> None:
-        await completed(tasks, (await submit(tasks, "count", {"steps": 20, "pause": 0.1})).id)
-        several = [await submit(tasks, "count", {"steps": 20, "pause": 0.1}) for _ in range(4)]
-        await reaches(tasks, several[0].id, 1)
-        waits = [(await tasks.view(view.id)).estimated_wait_seconds for view in several[1:]]
-        assert all(wait is not None for wait in waits)
-        # One slot, and tasks of 2 s each: the estimates are 2 s apart, up to the noise of a machine at work.
-        first, second, third = waits
-        assert 0 < first < second < third  # type: ignore[operator]
-        assert 1.5 < second - first < 6  # type: ignore[operator]
-        for view in several:
-            await tasks.cancel(view.id)
-
-    bench.run(use)
