@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -16,7 +16,7 @@ import numpy as np
 
 from forcegate.contract import EXTRA_OUTPUTS, output_specs
 from forcegate.dispersion import UNCORRECTED, correction_of
-from forcegate.errors import ForcegateError, InvalidRequest, Overloaded, UnknownModel, UnsupportedTask
+from forcegate.errors import ForcegateError, InvalidRequest, OutOfMemory, Overloaded, UnknownModel, UnsupportedTask
 from forcegate.structure import Structure
 from frontend import evaluation, merge
 from frontend.bodies import Shared
@@ -61,9 +61,7 @@ async def batch(service: Service, task: Batch, call: Call) -> dict[str, Any]:
     call.atoms = sum(len(entry) for entry in task.structures if isinstance(entry, Structure))
     entries = [(index, entry) for index, entry in enumerate(task.structures) if isinstance(entry, Structure)]
     with service.hold(len(task.structures), call):
-        async with _using(service, task.model, task.options.head, task.options, call) as asked:
-            call.model = asked.facts.model
-            evaluated = await _evaluate_all(service, asked, entries, task.options, call)
+        asked, evaluated = await _evaluate_batch(service, task, entries, call)
     results: list[dict[str, Any]] = []
     failures: list[ForcegateError] = []
     for index, entry in enumerate(task.structures):
@@ -178,6 +176,26 @@ async def _evaluate(service: Service, asked: Asked, structure: Structure, option
     return _result(asked, structure, _corrected(*answers))
 
 
+async def _evaluate_batch(
+    service: Service, task: Batch, entries: Sequence[tuple[int, Structure]], call: Call
+) -> tuple[Asked, dict[int, dict[str, Any] | ForcegateError]]:
+    """What ``_evaluate_all`` gives; what ran out of memory is evaluated once more, by itself, with more room.
+
+    Raises:
+        ForcegateError: see ``batch``.
+    """
+    async with _using(service, task.model, task.options.head, task.options, call) as asked:
+        call.model = asked.facts.model
+        results = await _evaluate_all(service, asked, entries, task.options, call)
+    left = [entry for entry in entries if isinstance(results[entry[0]], OutOfMemory)]
+    if left and await service.make_room(task.model, call):
+        with suppress(ForcegateError):  # such as a queue that is full by now: what they had stays
+            async with _using(service, task.model, task.options.head, task.options, call) as asked:
+                again = await _evaluate_all(service, asked, left, task.options, call)
+            results |= {index: found for index, found in again.items() if isinstance(found, dict | OutOfMemory)}
+    return asked, results
+
+
 async def _evaluate_all(
     service: Service, asked: Asked, entries: Sequence[tuple[int, Structure]], options: Options, call: Call
 ) -> dict[int, dict[str, Any] | ForcegateError]:
@@ -238,10 +256,15 @@ async def _one_of_many(service: Service, task: MultiModel, name: str, call: Call
     try:
         canonical = service.directory.entry(name).variant.name
         head = task.heads.get(name) or task.heads.get(canonical) or task.options.head
-        async with _using(service, name, head, task.options, call) as asked:
-            result = await _evaluate(service, asked, task.structure, task.options, call)
-            # The correction of an atom alone is zero, so these need none.
-            isolated = await _isolated_atoms(service, asked.facts, asked.head, task.structure.numbers, call) if task.align else {}
+
+        async def evaluated() -> tuple[Asked, dict[str, Any], dict[int, float]]:
+            async with _using(service, name, head, task.options, call) as asked:
+                result = await _evaluate(service, asked, task.structure, task.options, call)
+                # The correction of an atom alone is zero, so these need none.
+                numbers = task.structure.numbers
+                return asked, result, await _isolated_atoms(service, asked, numbers, call) if task.align else {}
+
+        asked, result, isolated = await service.with_memory(name, call, evaluated)
     except Overloaded:
         raise
     except ForcegateError as error:
@@ -252,8 +275,9 @@ async def _one_of_many(service: Service, task: MultiModel, name: str, call: Call
     return {"model": name, "status": "success", "result": {**result, "provenance": source}, "error": None}, outcome
 
 
-async def _isolated_atoms(service: Service, facts: Facts, head: str, numbers: np.ndarray, call: Call) -> dict[int, float]:
+async def _isolated_atoms(service: Service, asked: Asked, numbers: np.ndarray, call: Call) -> dict[int, float]:
     """Energy in eV of one atom alone, by atomic number; without those that the model cannot evaluate."""
+    facts, head = asked.facts, asked.head
 
     async def energy(number: int) -> float | None:
         key = f"{facts.checkpoint_sha256} in {facts.dtype}", head, number

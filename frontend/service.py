@@ -159,13 +159,19 @@ class Service:
         try:
             return await work()
         except OutOfMemory:
-            if not (self.directory.on_demand and self.residency.connected):
+            if not await self.make_room(model, call):
                 raise
-            name = self.directory.entry(model).variant.name
-            with suppress(ForcegateError):  # it is tried in any case
-                await self.residency.do("out of memory", min(MEMORY_SECONDS, call.remaining / 2), model=name)
-            self.metrics.retries.labels(name, OutOfMemory.code).inc()
         return await work()
+
+    async def make_room(self, model: str, call: Call) -> bool:
+        """Asks the scheduler for more memory for a model that ran out of it. False where there is none: a new try is in vain."""
+        if not (self.directory.on_demand and self.residency.connected):
+            return False
+        name = self.directory.entry(model).variant.name
+        with suppress(ForcegateError):  # it is tried in any case
+            await self.residency.do("out of memory", min(MEMORY_SECONDS, call.remaining / 2), model=name)
+        self.metrics.retries.labels(name, OutOfMemory.code).inc()
+        return True
 
     def usable(self, entry: Entry) -> bool:
         """Whether a request that names the model is answered, after a load where the scheduler makes it."""

@@ -33,6 +33,8 @@ class FaultyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.faults: list[Fault] = []
         self.index: dict[str, tuple[str, str]] = {"m": ("READY", "")}
         self.parameters = {"contract_version": "1", "extra_outputs": "magmoms", "heads": "a,b", "default_head": "a"}
+        self.fits: dict[str, int] = {}
+        """Atoms of the largest structure that a model has memory for; without an entry there is no limit."""
         self.poison, self.deaths, self.recovery, self.seconds = 0, 2, 0.3, 0.0
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.running = self.most_running = self.processes = 0
@@ -73,6 +75,10 @@ class FaultyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             if self.poison in numbers and self.poison:
                 if self.processes >= self.deaths:
                     context.abort(
+            too_large = np.flatnonzero(np.count_nonzero(numbers, axis=1) > self.fits.get(request.model_name, numbers.size))
+            if too_large.size:
+                where = f"Structure {too_large[0]} of {len(numbers)} in this request: " if len(numbers) > 1 else ""
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"out_of_memory: {where}It does not fit.")
                         grpc.StatusCode.INVALID_ARGUMENT, "evaluation_failed: The model's process died of this structure."
                     )
                 self._die()
