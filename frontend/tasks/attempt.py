@@ -66,6 +66,8 @@ class Attempt:
         self.heard = self.claimed
         """When its calculation last told of a step or said something."""
         self.ended_at = 0.0
+        self.before = 0
+        """How many tasks in front of it were passed over, since their models would have to be loaded."""
         self.holder: Holder | None = None
         """Keeps models loaded for calls; None where the scheduler is off."""
         self._engine, self._settings = engine, settings
@@ -77,9 +79,9 @@ class Attempt:
         self._told = 0.0
         self._lines: list[str] = []
         self._saved: dict[str, float] = {}
+        self._resumed: set[str] = set()
 
     @property
-        self._resumed: set[str] = set()
     def reason(self) -> Reason | None:
         """Why the attempt has to end, or None while it may go on."""
         if self._reason in (None, Reason.STOPPED) and time.monotonic() > self.deadline:
@@ -203,11 +205,11 @@ class Attempt:
             connection.execute(STATES.delete().where(STATES.c.task == self.task, own))
 
         self._write("result of a part", write)
-
-    def forces(self, model: str, head: str | None, dispersion: str) -> Forces:
         # `error` of an energy against a reference is a number, or null.
         error = result.get("error")
         self.log(f"{part} has failed: {error['detail']}" if isinstance(error, dict) else f"{part} is finished.")
+
+    def forces(self, model: str, head: str | None, dispersion: str) -> Forces:
         """See ``Context``."""
         address = self._settings.grpc_address
         if self.holder is not None:

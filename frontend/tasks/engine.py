@@ -85,6 +85,13 @@ class Entries:
         for start in range(0, len(entries), 500):
             self._client.delete_workflows([_name(*entry) for entry in entries[start : start + 500]])
 
+    def withdraw(self, task: str, dispatch: int) -> None:
+        """Removes one entry unless a worker has taken it, who finds out by himself that it is of no effect."""
+        name = _name(task, dispatch)
+        waiting = self._client.list_workflows(workflow_ids=[name], status="ENQUEUED", load_input=False, load_output=False)
+        if waiting:
+            self._client.delete_workflows([name])
+
     def taken_by(self, worker: str) -> list[tuple[str, int]]:
         """Entries that ``worker`` took and did not finish."""
         found = self._client.list_workflows(

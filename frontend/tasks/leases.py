@@ -6,7 +6,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ from frontend.tasks import order
 from frontend.tasks.attempt import Attempt, Reason
 from frontend.tasks.ledger import Ledger
 from frontend.tasks.queue import FINAL, folder
-from frontend.tasks.tables import OF_A_TASK, PARTS, STATES, STRUCTURES, TASKS, WORKERS, inserting, now, writing
+from frontend.tasks.tables import OF_A_TASK, PARTS, PASSED, STATES, STRUCTURES, TASKS, WORKERS, inserting, now, writing
 from frontend.tasks.task import Status
 
 log = logging.getLogger(__name__)
@@ -45,20 +46,79 @@ class Leases:
         with self._engine.begin() as connection:
             connection.execute(WORKERS.delete().where(WORKERS.c.name == self.name))
 
+    def turn(self, task: str, dispatch: int, resident: Callable[[Sequence[str]], bool] | None) -> Attempt | None:
+        """Begins the attempt whose turn it is: at ``task``, whose entry the worker has taken, or at one behind it
+        (``order.choose``). None where ``task`` was cancelled, or put into the queue once more, or is carried out already.
+
+        Args:
+            resident: whether a task of these models needs no load; None where nobody knows.
+        """
+        while resident is not None and (chosen := self._choose(task, dispatch, resident)):
+            if (attempt := self._begin_before(chosen[:-1], chosen[-1])) is not None:
+                return attempt
+        return self.claim(task, dispatch)
+
     def claim(self, task: str, dispatch: int) -> Attempt | None:
         """Begins an attempt, unless the task was cancelled, or put into the queue once more, or is carried out already."""
         with writing(self._engine) as connection:
-            ready = sa.and_(TASKS.c.status == Status.QUEUED, TASKS.c.dispatch == dispatch)
-            row = self.ledger.change(
-                connection,
-                task,
-                ready,
-                Status.RUNNING,
-                attempt=TASKS.c.attempt + 1,
-                worker=self.name,
-                started=sa.func.coalesce(TASKS.c.started, self.ledger.clock()),
-            )
+            row = self._start(connection, task, dispatch)
         return None if row is None else Attempt(self._engine, self._settings, row)
+
+    def _start(self, connection: sa.Connection, task: str, dispatch: int) -> sa.RowMapping | None:
+        return self.ledger.change(
+            connection,
+            task,
+            sa.and_(TASKS.c.status == Status.QUEUED, TASKS.c.dispatch == dispatch),
+            Status.RUNNING,
+            attempt=TASKS.c.attempt + 1,
+            worker=self.name,
+            started=sa.func.coalesce(TASKS.c.started, self.ledger.clock()),
+        )
+
+    def _choose(self, task: str, dispatch: int, resident: Callable[[Sequence[str]], bool]) -> list[order.Candidate]:
+        """The task that begins in place of ``task``, behind those that it passes over; nothing where ``task`` itself does."""
+        column = TASKS.c
+        mine = sa.select(column.id, column.models, column.rank, column.queued).where(
+            column.id == task, column.status == Status.QUEUED, column.dispatch == dispatch
+        )
+        with self._engine.connect() as connection:
+            first = connection.execute(mine).mappings().one_or_none()
+            if first is None or resident(json.loads(first["models"])):
+                return []
+            waiting = order.waiting_from(connection, first)
+            at = order.choose(waiting, resident, now(connection))
+        return waiting[: at + 1] if at else []
+
+    def _begin_before(self, passed: Sequence[order.Candidate], chosen: order.Candidate) -> Attempt | None:
+        """Begins ``chosen`` with the entry of the first one of ``passed``, which gets a new one and keeps its place.
+
+        None where somebody else has begun it in the meantime.
+        """
+        first = passed[0]
+        pair = sa.select(TASKS.c.id).where(TASKS.c.id.in_((first.id, chosen.id))).order_by(TASKS.c.id).with_for_update()
+        with writing(self._engine) as connection:
+            connection.execute(pair)  # in one order, so that two workers never wait for each other
+            row = self._start(connection, chosen.id, chosen.dispatch)
+            if row is None:
+                return None
+            again = (
+                TASKS.update()
+                .where(TASKS.c.id == first.id, TASKS.c.status == Status.QUEUED, TASKS.c.dispatch == first.dispatch)
+                .values(dispatch=TASKS.c.dispatch + 1)
+                .returning(TASKS.c.dispatch, TASKS.c.rank)
+            )
+            if (entry := connection.execute(again).one_or_none()) is not None:
+                # Before those of its second: of equals the engine takes the oldest entry, and this one is the newest.
+                self._entries.add(connection, first.id, entry.dispatch, entry.rank - 1)
+            moment = now(connection)
+            fresh = [{"task": each.id, "since": moment} for each in passed if each.passed is None]
+            if fresh:
+                connection.execute(inserting(connection, PASSED).values(fresh).on_conflict_do_nothing())
+        with suppress(sa.exc.SQLAlchemyError):  # it is of no effect any more, and the attempt has begun
+            self._entries.withdraw(chosen.id, chosen.dispatch)
+        attempt = Attempt(self._engine, self._settings, row)
+        attempt.before = len(passed)
+        return attempt
 
     def confirm(self, attempts: Sequence[Attempt]) -> None:
         """Looks which of ``attempts`` still have their tasks, and ends those that have not or whose task was cancelled."""

@@ -3,21 +3,33 @@
 A task's place is a moment: that of its submission, later by the delay of its class. The one with the earliest moment is next. So
 a task overtakes the newer ones of a higher class once it has waited for longer than the difference of the delays, and nothing
 has to be moved while it waits.
+
+A worker whose turn it is departs from that for one reason: a task behind it can begin without a load, and the first one cannot
+(``choose``). How long a task may be passed over for that is bounded.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from frontend.tasks.tables import DURATIONS, TASKS, WORKERS, inserting, now
+from frontend.scheduler.policy import Policy
+from frontend.tasks.tables import DURATIONS, PASSED, TASKS, WORKERS, inserting, now
 from frontend.tasks.task import Priority, Status
 
 DELAY_SECONDS: Mapping[Priority, int] = {Priority.CRITICAL: 0, Priority.HIGH: 60, Priority.NORMAL: 600, Priority.LOW: 3600}
 """How much later than a CRITICAL task of the same moment a task of the class has its turn."""
+
+PATIENCE_SECONDS: Mapping[Priority, float] = dict(zip(Priority, Policy().patience_seconds, strict=True))
+"""For how long tasks of loaded models may begin before one whose model would have to be loaded: 0 s for CRITICAL, which is never
+passed over, to 300 s for LOW. It is what the scheduler's own order allows. With loads of 5 to 60 s, NORMAL tasks of two models that
+alternate spend at most a third of the time on loads."""
+LOOKED_AT = 200
+"""Tasks that are looked at for one that needs no load. So many in front of the first of them are worth a load."""
 
 EPOCH = 1_577_836_800
 """1 January 2020: ranks are whole seconds since then, and the engine's priorities have 31 bits, which last until 2088."""
@@ -30,6 +42,57 @@ NEWEST = 0.1
 def rank(priority: Priority, submitted: float) -> int:
     """The moment of a task that was submitted at ``submitted`` (seconds since the epoch)."""
     return math.floor(submitted) - EPOCH + DELAY_SECONDS[priority]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A task that waits.
+
+    Attributes:
+        passed: when another task first began before it (the clock of the database); None for never.
+    """
+
+    id: str
+    dispatch: int
+    models: tuple[str, ...]
+    priority: Priority
+    passed: float | None
+
+
+def choose(waiting: Sequence[Candidate], resident: Callable[[Sequence[str]], bool], moment: float) -> int:
+    """Which of ``waiting``, in the order of their places, begins: its index. Those in front of it are passed over.
+
+    It is the first one that needs no load, unless a task would be passed over that is of a higher class, or has been passed over
+    for its patience already; then it is the first of all. So a task begins at the latest when those in front of it have begun and
+    its patience is over, and tasks of the same models and class begin in the order of their places.
+
+    Args:
+        resident: whether a task of these models needs no load.
+    """
+    classes, highest = list(Priority), len(Priority)
+    for index, task in enumerate(waiting):
+        level = classes.index(task.priority)
+        if level <= highest and resident(task.models):
+            return index
+        if (0.0 if task.passed is None else moment - task.passed) >= PATIENCE_SECONDS[task.priority]:
+            return 0
+        highest = min(highest, level)
+    return 0
+
+
+def waiting_from(connection: sa.Connection, first: sa.RowMapping) -> list[Candidate]:
+    """The task ``first``, which waits, and those behind it."""
+    column = TASKS.c
+    place = sa.tuple_(column.rank, column.queued, column.id)
+    query = (
+        sa.select(column.id, column.dispatch, column.models, column.priority, PASSED.c.since)
+        .outerjoin_from(TASKS, PASSED, PASSED.c.task == column.id)
+        .where(column.status == Status.QUEUED, place >= sa.tuple_(first["rank"], first["queued"], first["id"]))
+        .order_by(column.rank, column.queued, column.id)
+        .limit(LOOKED_AT)
+    )
+    rows = connection.execute(query).all()
+    return [Candidate(row.id, row.dispatch, tuple(json.loads(row.models)), Priority(row.priority), row.since) for row in rows]
 
 
 def place(connection: sa.Connection, row: sa.RowMapping, lease_seconds: float) -> tuple[int, float | None]:

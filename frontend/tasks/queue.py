@@ -21,7 +21,7 @@ from frontend.settings import Settings
 from frontend.tasks import callbacks, order, tables
 from frontend.tasks.engine import Entries
 from frontend.tasks.ledger import Clock, Ledger
-from frontend.tasks.tables import EVENTS, TASKS, writing
+from frontend.tasks.tables import EVENTS, PASSED, TASKS, writing
 from frontend.tasks.task import Event, Options, Status, View
 
 log = logging.getLogger(__name__)
@@ -186,6 +186,7 @@ class DurableTasks:
                 view = self._ledger.view(connection, row)
                 fresh = {"started": None, "finished": None, "error": None, "result": None, "cancelled": False}
                 connection.execute(TASKS.update().where(TASKS.c.id == task).values(**fresh))
+                connection.execute(PASSED.delete().where(PASSED.c.task == task))
                 rank = order.rank(view.priority, self._ledger.clock())
                 self._ledger.enqueue(connection, row, TASKS.c.status == status, rank)
                 return self._ledger.view(connection, self._ledger.row(connection, task))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from forcegate.dispersion import correction_of
 from forcegate.errors import ForcegateError, OutOfMemory
 from frontend.scheduler.follower import Follower
 from frontend.scheduler.policy import TASK_PRIORITY
+from frontend.triton.readiness import Readiness
 
 WAIT_SECONDS: Final = 60.0
 """How long one call waits for its model before the task pauses and goes on later."""
@@ -39,6 +40,12 @@ class Holder:
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._follower.run())
+
+    @property
+    def states(self) -> Mapping[str, Mapping[str, Any]] | None:
+        """What the owner last told of each model; None without an owner."""
+        told = self._follower.state
+        return None if told is None else told["models"]
 
     @contextmanager
     def hold(self, models: Sequence[str]) -> Iterator[None]:
@@ -74,6 +81,27 @@ class Holder:
                 asyncio.run_coroutine_threadsafe(asked, self._loop).result()
         with self.hold(models):
             return work()
+
+
+class Resident:
+    """Whether a task can begin without a load, as far as its worker knows; the models of dispersion corrections are not looked at.
+
+    The owner of the residents knows, where it is on the same machine. Else Triton is asked what is ready.
+
+    Args:
+        address: of Triton's gRPC.
+        holder: the connection to the owner; None where the scheduler is off.
+    """
+
+    def __init__(self, address: str, holder: Holder | None) -> None:
+        self._holder, self._readiness = holder, Readiness(address)
+
+    def __call__(self, models: Sequence[str]) -> bool:
+        """Whether all of ``models`` are there, or are being loaded already. Of what nobody knows anything it is taken to be."""
+        states = None if self._holder is None else self._holder.states
+        if states is None:
+            return all(self._readiness.of(model) is not False for model in models)
+        return all(states.get(model, {}).get("state") in ("resident", "loading") for model in models)
 
 
 class HeldForces(Served):

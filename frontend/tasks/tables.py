@@ -85,6 +85,13 @@ PARTS = sa.Table(
     sa.Column("result", sa.Text, nullable=False),  # JSON
 )
 
+PASSED = sa.Table(
+    "forcegate_task_passed",
+    _METADATA,
+    sa.Column("task", sa.String(64), primary_key=True),
+    sa.Column("since", _TIME, nullable=False),  # when another one first began before it; by the clock of the database
+)
+
 WORKERS = sa.Table(
     "forcegate_workers",
     _METADATA,
@@ -128,7 +135,7 @@ STRUCTURES = sa.Table(
     sa.Index("forcegate_structures_user", "user", "uploaded"),
 )
 
-OF_A_TASK = (EVENTS, STATES, PARTS, CALLBACKS)
+OF_A_TASK = (EVENTS, STATES, PARTS, PASSED, CALLBACKS)
 """What goes when a task goes."""
 
 

@@ -31,7 +31,7 @@ from frontend.tasks.kinds import KINDS
 from frontend.tasks.leases import Leases
 from frontend.tasks.ledger import Ledger
 from frontend.tasks.queue import open_database, opening
-from frontend.tasks.residency import Holder
+from frontend.tasks.residency import Holder, Resident
 from frontend.tasks.task import Status
 from frontend.tasks.worker_metrics import WorkerMetrics, exported
 from frontend.tracing import Tracing
@@ -69,6 +69,7 @@ class Worker:
         self._deliveries = Deliveries(self._engine, settings.callback_private, self._ledger.clock)
         self._consumer = Consumer(self._engine, name, settings.task_concurrency, self._carry_out)
         self._holder = Holder(settings.state) if settings.scheduler == "on" else None
+        self._resident = Resident(settings.grpc_address, self._holder)
         self._tracing = Tracing(settings.traces_url, "worker") if settings.traces else None
         self._attempts: dict[str, Attempt] = {}
         self._lock = threading.Lock()
@@ -123,11 +124,12 @@ class Worker:
         if self._stopping.is_set():
             self._persist(lambda: self._leases.return_entry(task, dispatch))
             return
-        attempt = self._persist(lambda: self._leases.claim(task, dispatch))
+        attempt = self._persist(lambda: self._leases.turn(task, dispatch, self._resident))
         if attempt is None:
             return
         attempt.holder = self._holder
-        attempt.log(f"Attempt {attempt.number} begins on worker {self.name}.")
+        before = f", before {attempt.before} whose models would have to be loaded" if attempt.before else ""
+        attempt.log(f"Attempt {attempt.number} begins on worker {self.name}{before}.")
         with self._lock:
             self._attempts[task] = attempt
         if self._stopping.is_set():

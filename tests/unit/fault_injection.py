@@ -51,6 +51,9 @@ class FaultyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             )
         )
 
+    def ModelReady(self, request: service_pb2.ModelReadyRequest, _context: grpc.ServicerContext) -> service_pb2.ModelReadyResponse:
+        return service_pb2.ModelReadyResponse(ready=self.index.get(request.name, ("", ""))[0] == "READY")
+
     def RepositoryIndex(self, _request: object, _context: grpc.ServicerContext) -> service_pb2.RepositoryIndexResponse:
         entry = service_pb2.RepositoryIndexResponse.ModelIndex
         models = [entry(name=name, state=state, reason=reason) for name, (state, reason) in self.index.items()]
@@ -72,13 +75,13 @@ class FaultyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 context.abort(*fault)
             time.sleep(self.seconds)
             numbers = np.frombuffer(request.raw_input_contents[0], dtype=np.int32).reshape(request.inputs[0].shape)
-            if self.poison in numbers and self.poison:
-                if self.processes >= self.deaths:
-                    context.abort(
             too_large = np.flatnonzero(np.count_nonzero(numbers, axis=1) > self.fits.get(request.model_name, numbers.size))
             if too_large.size:
                 where = f"Structure {too_large[0]} of {len(numbers)} in this request: " if len(numbers) > 1 else ""
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"out_of_memory: {where}It does not fit.")
+            if self.poison in numbers and self.poison:
+                if self.processes >= self.deaths:
+                    context.abort(
                         grpc.StatusCode.INVALID_ARGUMENT, "evaluation_failed: The model's process died of this structure."
                     )
                 self._die()
