@@ -13,7 +13,6 @@ import yaml
 from forcefields import catalogue as catalogues
 from forcefields.catalogue import Catalogue
 from frontend.scheduler import profile as profiles
-from frontend.scheduler.profile import Profile
 from frontend.settings import Settings
 
 FOLDER = Path(__file__).parent
@@ -41,7 +40,7 @@ def files() -> dict[Path, str]:
     """Every compose file and its text."""
     catalogue = catalogues.load([catalogues.HERE])
     texts = {"": base(catalogue), "postgres": postgres(), "monitoring": monitoring(), "test": test()}
-    texts |= {name: override(name, profiles.load(name_), catalogue) for name, name_ in PROFILES.items()}
+    texts |= {name: override(name, catalogue) for name in PROFILES}
     return {
         FOLDER / f"compose{'.' if name else ''}{name}.yaml": HEAD
         + yaml.safe_dump(content, sort_keys=False, width=132, allow_unicode=True)
@@ -110,8 +109,9 @@ def base(catalogue: Catalogue) -> Mapping:
     }
 
 
-def override(name: str, profile: Profile, catalogue: Catalogue) -> Mapping:
-    """What a placement profile adds: devices, the models that it loads at the start, limits."""
+def override(name: str, catalogue: Catalogue) -> Mapping:
+    """What a placement profile adds: devices, the models that it loads at the start, limits; its rules where it places families."""
+    profile = profiles.load(PROFILES[name])
     prewarmed = list(dict.fromkeys(model for model, _ in profiles.prewarmed(profile, catalogue)))
     models = ",".join(prewarmed) or ",".join(Settings.model_fields["models"].default)
     grouped = [family for group in profile.groups for family in group.families]
@@ -133,7 +133,14 @@ def override(name: str, profile: Profile, catalogue: Catalogue) -> Mapping:
         ids = [str(number) for number in range(profile.devices.count)]
         triton["deploy"]["resources"]["reservations"] = _devices(ids)
         export["deploy"]["resources"]["reservations"] = _devices(ids[:1])
-    return {"services": {"triton": triton, "export": export, "gateway": {"environment": chosen}}}
+    if not profile.groups:
+        return {"services": {"triton": triton, "export": export, "gateway": {"environment": chosen}}}
+    # Without the scheduler Triton would put every model on every GPU.
+    placing = {"FORCEGATE_SCHEDULER": _asked("FORCEGATE_SCHEDULER", "on")}
+    # Where it is set to nothing, nothing it is.
+    triton["environment"] |= placing | {"FORCEGATE_SCHEDULER_PROFILE": f"${{FORCEGATE_SCHEDULER_PROFILE-{PROFILES[name]}}}"}
+    parts = {"gateway": {"environment": chosen | placing}, "worker": {"environment": placing}}
+    return {"services": {"triton": triton, "export": export} | parts}
 
 
 def test() -> Mapping:

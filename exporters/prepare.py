@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -54,18 +55,28 @@ def prepare(
     return catalogue
 
 
-def at_hand(root: Path, catalogue: Catalogue, names: list[str]) -> list[str]:
-    """Further variants that can be put in place without building an environment or fetching anything."""
+def at_hand(root: Path, state: Path, catalogue: Catalogue, names: list[str]) -> list[str]:
+    """Further variants that are in place, or can be put there without building an environment or fetching anything.
+
+    In a container the repository of models cannot be written: there it is what the export job has put in place.
+    """
     requirements = {family.name: family.requirements for family in catalogue.families.values()}
     built = {catalogue.resolve(name).family for name in names}
     for family in catalogue.families.values():
         environment = environments.of_family(family, requirements)
         if family.name not in built and environments.complete(environment, root):
             built.add(family.name)
-    return [
-        variant.name
+    held = [
+        variant
         for variant in catalogue.variants.values()
         if variant.family in built and variant.checkpoint.source in ("family", "package") and variant.name not in names
+    ]
+    homes = {variant.name: home(catalogue, variant, root, state) for variant in held}
+    writable = {folder: not folder.exists() or os.access(folder, os.W_OK) for folder in set(homes.values())}
+    return [
+        variant.name
+        for variant in held
+        if writable[homes[variant.name]] or checkpoints.location(homes[variant.name], variant).exists()
     ]
 
 

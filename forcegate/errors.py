@@ -320,7 +320,7 @@ class RateLimited(Overloaded):
 
 
 class TooManyStructures(ForcegateError):
-    """The user has uploaded as many structures as one user may have."""
+    """The user has uploaded as many structures as one user may have, or structures that are together as large as that."""
 
     code, status = "too_many_structures", 429
     default_hint = "Remove some with DELETE /api/v1/structures/{id}; GET /api/v1/structures lists them, the oldest last."

@@ -21,7 +21,7 @@ PATIENCE = 5.0
 
 
 def triton(settings: Settings) -> str:
-    """Why the models of FORCEGATE_MODELS do not all answer; empty where they do."""
+    """Why the models of FORCEGATE_MODELS, with the scheduler on those that are loaded, do not all answer; empty where they do."""
     from forcefields import catalogue
     from frontend.triton import restriction
     from frontend.triton.control import TritonControl
@@ -37,6 +37,8 @@ def triton(settings: Settings) -> str:
     found, reports = asyncio.run(states()), Reports(settings.state / "reports")
     known = catalogue.load()
     wanted = [known.chosen(model).name for model in settings.models]
+    if settings.scheduler == "on":  # it decides what is loaded, and may have unloaded these for others
+        wanted = [name for name, state in found.items() if state == "READY"]
     missing = [name for name in wanted if found.get(name) != "READY"]
     # Triton goes on calling a model ready whose process has died.
     missing += [name for name in wanted if name not in missing and not alive(reports.read(name).pid)]

@@ -133,6 +133,9 @@ class Settings(BaseSettings):
     max_structures_per_user: int = Field(
         1000, ge=1, description="Uploaded structures that one user may have; beyond it answers 429."
     )
+    max_structures_mb_per_user: int = Field(
+        256, ge=1, description="MB of the database that one user's uploaded structures may take; beyond it answers 429."
+    )
     structure_retention_days: float = Field(
         30.0, gt=0, description="Uploaded structures are removed so long after their last upload."
     )
@@ -184,6 +187,11 @@ class Settings(BaseSettings):
     scheduler_idle_seconds: float = Field(3600.0, gt=0, description="A model that nobody has used for so long is unloaded.")
     scheduler_models_per_device: int = Field(
         0, ge=0, description="Models that may be on one device at once; 0 is 16 for a CPU and 2 for a GPU."
+    )
+    scheduler_profile: str = Field(
+        "",
+        description="Placement profile whose rules hold from the start, by its name or the path of a .yaml (docs/scheduler.md); "
+        "its idle time and its models on a device take the place of the two settings above.",
     )
     scheduler_load_seconds: float = Field(600.0, gt=0, description="A load that takes longer is given up.")
     matmul_precision: Literal["highest", "high", "medium"] = Field(
@@ -246,7 +254,8 @@ class Settings(BaseSettings):
         return max(self.max_in_flight // max(self.gateways, 1), min(self.max_in_flight, self.max_batch))
 
     def export_tls(self) -> None:
-        """Puts the files for gRPC's clients where ``forcegate.connection`` looks for them: in the environment of this process.
+        """Checks the files of certificates, and puts those for gRPC's clients where ``forcegate.connection`` looks for them: in the
+        environment of this process.
 
         Raises:
             SetupError: files that belong together are not all there.

@@ -66,7 +66,7 @@ def _prepare(settings: Settings, catalogue: Catalogue, names: list[str], say: Ca
     from exporters.prepare import at_hand, prepare
 
     if settings.scheduler == "on":
-        names = [*names, *at_hand(settings.root, catalogue, names)]
+        names = [*names, *at_hand(settings.root, settings.state, catalogue, names)]
     return prepare(settings.root, settings.state, catalogue, names, say, embedded=not settings.tritonserver)
 
 

@@ -71,7 +71,7 @@ class StructureStore:
         """Keeps a structure, and tells whether it is new; one that is there already is kept for longer.
 
         Raises:
-            TooManyStructures: the user has as many as one may have.
+            TooManyStructures: the user has as many as one may have, or too little is left of the bytes that they may take.
         """
         identifier = id_of(user, upload.content)
 
@@ -85,12 +85,9 @@ class StructureStore:
                 fresh = {"name": upload.name, "uploaded": now}
                 if connection.execute(STRUCTURES.update().where(STRUCTURES.c.id == identifier).values(**fresh)).rowcount:
                     return kept, False
-                count = sa.select(sa.func.count()).select_from(STRUCTURES).where(STRUCTURES.c.user == user)
-                limit = self._settings.max_structures_per_user
-                if (connection.scalar(count) or 0) >= limit:
-                    raise TooManyStructures(f"You have {limit} structures, which is as many as one user may have.")
-                row = vars(kept) | {"content": upload.content, "preview": json.dumps(upload.preview)}
-                connection.execute(STRUCTURES.insert().values(**row))
+                preview = json.dumps(upload.preview)
+                self._admit(connection, user, len(upload.content) + len(preview))
+                connection.execute(STRUCTURES.insert().values(**vars(kept), content=upload.content, preview=preview))
                 return kept, True
 
         return await self._call(write)
@@ -148,6 +145,21 @@ class StructureStore:
             return {identifier: unpack(content) for identifier, content in rows}
 
         return await self._call(read)
+
+    def _admit(self, connection: sa.Connection, user: str, size: int) -> None:
+        """Whether there is room for one more, of ``size`` bytes, among those of a user."""
+        # The preview is ASCII: its characters are its bytes.
+        taken = sa.func.sum(sa.func.length(STRUCTURES.c.content) + sa.func.length(STRUCTURES.c.preview))
+        query = sa.select(sa.func.count(), sa.func.coalesce(taken, 0)).where(STRUCTURES.c.user == user)
+        count, held = connection.execute(query).one()
+        most, most_mb = self._settings.max_structures_per_user, self._settings.max_structures_mb_per_user
+        if count >= most:
+            raise TooManyStructures(f"You have {most} structures, which is as many as one user may have.")
+        if held + size > most_mb * 2**20:
+            raise TooManyStructures(
+                f"Your {count} structures take {held / 2**20:.1f} MB of the {most_mb} that one user's may, and this one has "
+                f"{size / 2**20:.1f} MB."
+            )
 
     def expires(self, kept: Kept) -> float:
         """When a structure is removed."""

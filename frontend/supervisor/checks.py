@@ -8,7 +8,9 @@ from pathlib import Path
 
 import psutil
 
+from forcefields import catalogue as catalogues
 from forcegate.errors import SetupError
+from frontend.scheduler import profile as profiles
 from frontend.security import listening
 from frontend.settings import PREFIX, Settings
 
@@ -19,7 +21,7 @@ DISK_GB = 0.2
 
 
 def check_machine(settings: Settings) -> None:
-    """Ports, memory, disk and shared memory.
+    """Ports, memory, disk, shared memory, and settings that do not fit together.
 
     Raises:
         SetupError: one of them does not do.
@@ -27,6 +29,7 @@ def check_machine(settings: Settings) -> None:
     _own_network(settings)
     listening.check(settings)
     _ports(settings)
+    _profile(settings)
     # With the scheduler on, the models of the start are loaded as far as there is room.
     need = MEMORY_PER_MODEL_GB * (min(len(settings.models), 1) if settings.scheduler == "on" else len(settings.models)) + 0.5
     free = psutil.virtual_memory().available / 1e9
@@ -61,6 +64,17 @@ def _own_network(settings: Settings) -> None:
     program = Path(settings.tritonserver) / "bin" / "tritonserver"
     if settings.tritonserver and not program.is_file():
         raise SetupError(f"There is no {program}.", f"Set {PREFIX}TRITONSERVER to the folder that has bin/tritonserver in it.")
+
+
+def _profile(settings: Settings) -> None:
+    """A mistake in the placement profile; whether it is made for the devices of this machine shows when they have been read."""
+    if not (name := settings.scheduler_profile):
+        return
+    if settings.scheduler == "off":
+        raise SetupError(
+            f"The placement profile {name} needs the scheduler, which is off.", f"Set {PREFIX}SCHEDULER=on, or leave it out."
+        )
+    profiles.check(profiles.load(name), catalogues.load(), name)
 
 
 def _ports(settings: Settings) -> None:

@@ -61,6 +61,7 @@ class Residents:
         self._read_at = self._looked_at = float("-inf")
         self._notes, self._reports = Notes(settings.state / "memory"), Reports(settings.state / "reports")
         self._applying = asyncio.Lock()
+        self._profile = settings.scheduler_profile
         self.heartbeat = Heartbeat(
             control, watch, self._canary, self._dead, self._used, settings.heartbeat_seconds, settings.heartbeat_dead_seconds
         )
@@ -73,7 +74,11 @@ class Residents:
         return self._settings.scheduler == "on"
 
     async def start(self) -> Server:
-        """Reads the devices, and makes the owner and its server."""
+        """Reads the devices, and makes the owner and its server.
+
+        Raises:
+            SetupError: the profile of the settings is made for another machine.
+        """
         await self.inventory.refresh()
         settings = self._settings
         footprints = Footprints(settings.state / "footprints.json")
@@ -101,9 +106,30 @@ class Residents:
         # A budget that a person has set is exact.
         return replace(made, margin_mb=0 if settings.scheduler_memory_gb and self._on_cpu else made.margin_mb, pinned=pinned)
 
+    def _fitting(self, profile: Profile, name: str) -> Policy:
+        """The same for a profile that somebody has named.
+
+        Raises:
+            SetupError: it names what does not exist, or is made for another machine.
+        """
+        profiles.check(profile, self.catalogue, name)
+        if devices_for(profile, self.inventory.devices)[1]:
+            wanted = profile.devices
+            raise SetupError(
+                f"{name} is made for {wanted.count} x {wanted.kind}, and this machine has {len(self.inventory.devices)} devices.",
+                "`forcegate placement list` tells which profile is for which machine.",
+            )
+        return self._policy_of(profile)
+
     def _policy(self) -> Policy:
-        """That of a CPU or a GPU, with the settings in place of what they say."""
+        """That of the profile of the settings; else of a CPU or a GPU, with the settings in place of what they say.
+
+        Raises:
+            SetupError: the profile is made for another machine.
+        """
         settings = self._settings
+        if settings.scheduler_profile:
+            return self._fitting(profiles.load(settings.scheduler_profile), settings.scheduler_profile)
         made = self._policy_of(profiles.load("cpu" if self._on_cpu else "gpu1"))
         return replace(
             made,
@@ -273,19 +299,14 @@ class Residents:
         name = str(message.get("name"))[:80]
         if not self.active:
             raise Conflict("The scheduler is off.", "Start the service with FORCEGATE_SCHEDULER=on.")
-        try:
-            profile = profiles.parse(str(message.get("profile")), name)
-            profiles.check(profile, self.catalogue, name)
-        except SetupError as error:
-            raise InvalidRequest(error.detail, error.hint) from None
-        if devices_for(profile, self.inventory.devices)[1]:
-            wanted = profile.devices
-            raise InvalidRequest(
-                f"{name} is made for {wanted.count} x {wanted.kind}, and this machine has {len(self.inventory.devices)} devices.",
-                "`forcegate placement list` tells which profile is for which machine.",
-            )
         async with self._applying:
-            await apply(self.owner, self._policy_of(profile), [model for model, _ in profiles.prewarmed(profile, self.catalogue)])
+            try:
+                profile = profiles.parse(str(message.get("profile")), name)
+                policy = self._fitting(profile, name)
+            except SetupError as error:
+                raise InvalidRequest(error.detail, error.hint) from None
+            await apply(self.owner, policy, [model for model, _ in profiles.prewarmed(profile, self.catalogue)])
+            self._profile = name
 
     async def _return(self, message: Mapping[str, Any]) -> None:
         self.owner.ward.of(self._known(message)).give_back()
@@ -312,7 +333,8 @@ class Residents:
             },
             "queue": [_asked(ask, place, now) for place, ask in enumerate(asks, 1)],
             "stats": owner.tally.as_dict() | {"heartbeat": self.heartbeat.as_dict()},
-            "config": _plain(asdict(owner.policy)) | {"active": self.active, "load_seconds": self._settings.scheduler_load_seconds},
+            "config": _plain(asdict(owner.policy))
+            | {"active": self.active, "profile": self._profile, "load_seconds": self._settings.scheduler_load_seconds},
         }
 
     def _device(self, device: Device) -> dict[str, Any]:

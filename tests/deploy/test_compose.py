@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from docker import compose, production
 from forcefields import catalogue as catalogues
+from forcegate.errors import SetupError
 from frontend.deployment.commands import PARTS, PROFILES
 from frontend.scheduler import profile as profiles
-from frontend.settings import PREFIX, Settings
+from frontend.scheduler.inventory import NvmlReader
+from frontend.settings import PREFIX, Settings, load
+from frontend.supervisor import residents
+from frontend.supervisor.watch import ModelWatch
 from tests.deploy.tools import run
 from tests.service import ROOT
+from tests.unit.scheduler.nvml import Library, gpu
 
 
 @cache
@@ -82,6 +89,48 @@ def test_devices_are_those_of_the_placement_profile(profile: str) -> None:
     assert triton["environment"]["FORCEGATE_DEVICE"] == ("cuda" if ids else "cpu")
     used = {device for group in placement.groups for device in group.devices}
     assert {str(device) for device in used} <= set(ids)
+
+
+def test_families_are_on_the_devices_of_their_profile_as_soon_as_the_container_has_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the settings of the container, on as many GPUs as it is given; what loads a model is told where, and loads nothing."""
+    services = rendered("gpu8")["services"]
+    parts = [services[part]["environment"] for part in ("triton", "gateway", "worker")]
+    assert [part["FORCEGATE_SCHEDULER"] for part in parts] == ["on"] * 3
+    for name, value in parts[0].items():
+        monkeypatch.setenv(name, value)
+    placement, catalogue = profiles.load(compose.PROFILES["gpu8"]), catalogues.load()
+    given = len(services["triton"]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"])
+
+    async def placed(gpus: int) -> dict[str, set[int]]:
+        monkeypatch.setattr(residents, "readers", lambda: NvmlReader(Library([gpu(number) for number in range(gpus)])))
+        settings = load(state=tmp_path)
+
+        async def bring(name: str, **_: Any) -> None:
+            assert name in made.groups
+
+        watch = ModelWatch(None, lambda: None, bring, list, lambda: None)  # type: ignore[arg-type]
+        made = residents.Residents(settings, catalogue, None, watch, bring)  # type: ignore[arg-type]
+        await made.start()
+        await asyncio.gather(*(made.prewarm(model, "") for model in settings.models))
+        assert made.state()["config"]["profile"] == "gpu8-efficient"
+        return {name: {index for each in group for index in each["gpus"]} for name, group in made.groups.items()}
+
+    found = asyncio.run(placed(given))
+    home = {family: set(group.devices) for group in placement.groups for family in group.families}
+    assert {catalogue.resolve(model).family for model in found} == set(home)
+    for model, devices in found.items():
+        assert devices, model
+        assert devices <= home[catalogue.resolve(model).family], model
+    with pytest.raises(SetupError, match="gpu8-efficient is made for 8 x gpu"):
+        asyncio.run(placed(given - 1))
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu1"])
+def test_one_device_needs_no_placement(profile: str) -> None:
+    assert not profiles.load(compose.PROFILES[profile]).groups
+    assert not any("SCHEDULER" in name for name in rendered(profile)["services"]["triton"]["environment"])
 
 
 @pytest.mark.parametrize("profile", PROFILES)

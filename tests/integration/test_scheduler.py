@@ -129,6 +129,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     options = {"scheduler": "on", "scheduler_memory_gb": BUDGET_MB / 1024, "gateways": 2, "deadline_seconds": 120}
     # tritonserver 2.51 waits until its limit for a model whose process was killed, when it ends.
     options |= {"heartbeat_seconds": 2, "heartbeat_dead_seconds": 6, "drain_seconds": 5}
+    (folder / "own.yaml").write_text(
+        "description: from the start\ndevices: {kind: cpu, count: 1, memory_gb: 1}\nmodels_per_device: 16\nidle_seconds: 1800\n"
+    )
+    options["scheduler_profile"] = folder / "own.yaml"
     with serving(folder / "state", NAMES[:1], families=families(folder), **options) as running:
         yield running
 
@@ -258,6 +262,10 @@ def test_a_device_that_is_drained_is_emptied_and_takes_models_again_when_it_is_r
 
 
 def test_a_profile_is_applied_while_requests_go_on_and_none_is_lost(small: RunningService, tmp_path: Path) -> None:
+    config = httpx.get(f"{small.url}/api/v1/scheduler/config").json()["config"]
+    assert (config["idle_seconds"], Path(config["profile"]).name) == (1800.0, "own.yaml"), (
+        "that of the settings holds from the start"
+    )
     for name in NAMES[:3]:
         assert ask(small, name).status_code == 200
     path = tmp_path / "mine.yaml"
@@ -292,7 +300,7 @@ def test_a_profile_is_applied_while_requests_go_on_and_none_is_lost(small: Runni
     assert (states[NAMES[4]], states[NAMES[5]]) == ("resident", "resident")
     assert states[NAMES[0]] == "evicted", "nobody asks for it, and it is not of the profile"
     config = httpx.get(f"{small.url}/api/v1/scheduler/config").json()["config"]
-    assert (config["idle_seconds"], config["pinned"]) == (900.0, [NAMES[4]])
+    assert (config["idle_seconds"], config["pinned"], config["profile"]) == (900.0, [NAMES[4]], str(path))
     refused = subprocess.run([*command, "gpu8-conservative"], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert refused.returncode != 0
     assert "is made for 8 x gpu" in refused.stderr

@@ -18,6 +18,7 @@ import pytest
 
 from exporters import checkpoints, environments
 from exporters.environments import Environment
+from exporters.prepare import at_hand
 from forcefields.catalogue import load
 from forcegate.errors import SetupError
 from frontend.settings import Settings
@@ -202,6 +203,18 @@ def test_changed_pins_are_built_again(tmp_path: Path) -> None:
     _build(Environment("small", path, project=False), tmp_path)
     path.write_text("six==1.16.0\n")
     assert not environments.complete(Environment("small", path, project=False), tmp_path)
+
+
+def test_where_models_cannot_be_written_those_in_place_are_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container, where the export job alone writes."""
+    catalogue, names, further = load(), ["sevennet-0"], {"sevennet-0-22may2024", "sevennet-l3i5", "sevennet-mf-0"}
+    place = checkpoints.location(tmp_path / "model_repository", catalogue.resolve("sevennet-l3i5"))
+    place.parent.mkdir(parents=True)
+    place.touch()
+    assert set(at_hand(tmp_path, tmp_path / "var", catalogue, names)) == further
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    assert at_hand(tmp_path, tmp_path / "var", catalogue, names) == ["sevennet-l3i5"]
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

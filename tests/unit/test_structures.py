@@ -114,6 +114,28 @@ def test_uploads_that_cannot_be_kept_are_typed(tmp_path: Path) -> None:
     play(settings(tmp_path, max_structures_per_user=2, max_atoms=5, max_body_mb=1), scene)
 
 
+def test_the_bytes_of_a_user_s_structures_are_bounded_and_a_deletion_makes_room(tmp_path: Path) -> None:
+    def large(first: float) -> dict[str, Any]:
+        # 28 bytes an atom: two of these are more than a MB, one is not.
+        grid = np.stack(np.meshgrid(*[3.8 * np.arange(28)] * 3), axis=-1).reshape(-1, 3)
+        return {"atoms": {"numbers": [18] * len(grid), "positions": (grid + first).tolist()}}
+
+    async def scene(gateway: httpx.AsyncClient) -> None:
+        me, other = {"X-Forcegate-User": "alice"}, {"X-Forcegate-User": "bob"}
+        first = await gateway.post(PATH, json=large(0.0), headers=me)
+        assert first.status_code == 201, first.text
+        assert (await gateway.post(PATH, json=large(0.0), headers=me)).status_code == 200, "one that is there already takes no more"
+        refused = await gateway.post(PATH, json=large(1.0), headers=me)
+        is_error(refused, 429, "too_many_structures")
+        assert "Your 1 structures take 0.6 MB of the 1 that one user's may" in refused.json()["detail"]
+        assert (await gateway.post(PATH, json={"atoms": ARGON}, headers=me)).status_code == 201, "a small one has room"
+        assert (await gateway.post(PATH, json=large(1.0), headers=other)).status_code == 201, "it is of each user"
+        assert (await gateway.delete(first.headers["location"], headers=me)).status_code == 200
+        assert (await gateway.post(PATH, json=large(1.0), headers=me)).status_code == 201
+
+    play(settings(tmp_path, max_structures_mb_per_user=1), scene)
+
+
 def test_nobody_sees_the_structures_of_another(tmp_path: Path) -> None:
     values = settings(tmp_path, keys="on")
     store = KeyStore(values)

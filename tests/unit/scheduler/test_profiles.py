@@ -13,9 +13,12 @@ from forcefields import catalogue as catalogues
 from forcefields.catalogue import Catalogue
 from forcegate.cli import application
 from forcegate.errors import SetupError, UnknownModel
+from frontend import settings
 from frontend.scheduler import profile as profiles
 from frontend.scheduler.footprint import Footprints
 from frontend.scheduler.plan import devices_for, plan
+from frontend.supervisor.checks import check_machine
+from tests.service import free_ports
 
 VALID = """\
 description: two GPUs
@@ -131,3 +134,18 @@ def test_the_command_plan(tmp_path: Path) -> None:
     table = runner.invoke(application(), ["placement", "plan", "gpu8-conservative"])
     assert "stands in for one that is lost" in table.stdout
     assert "gpu8-efficient" in runner.invoke(application(), ["placement", "list"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"scheduler": "off", "scheduler_profile": "cpu"}, "needs the scheduler"),
+        ({"scheduler": "on", "scheduler_profile": "gpu9"}, "no profile 'gpu9'"),
+    ],
+)
+def test_a_profile_of_the_settings_that_cannot_hold_is_told_before_anything_starts(
+    changes: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    ports = dict(zip(("port", "grpc_port", "metrics_port", "http_port"), free_ports(4), strict=True))
+    with pytest.raises(SetupError, match=told):
+        check_machine(settings.load(state=tmp_path, **ports, **changes))
