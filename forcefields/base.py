@@ -74,6 +74,8 @@ class ForceField(ABC):
     """Whether ``graph`` reads the neighbour list of ``cutoff``: the runtime then makes it first, and knows the number of pairs."""
     takes_cuequivariance: ClassVar[bool] = False
     """Whether ``load_with_cuequivariance`` is there."""
+    takes_compile: ClassVar[bool] = False
+    """Whether ``compile`` is there."""
     elements: tuple[int, ...]
     """Atomic numbers that this checkpoint knows; the runtime compares them with the catalogue on load."""
 
@@ -85,6 +87,13 @@ class ForceField(ABC):
     @classmethod
     def load_with_cuequivariance(cls, checkpoint: Path, variant: Variant, device: str) -> ForceField:
         """As ``load``, with the equivariant layers of cuEquivariance, which the runtime has found installed."""
+        raise NotImplementedError
+
+    def compile(self) -> None:
+        """Has torch compile the network for any number of atoms, pairs and structures; called once, before the first pass.
+
+        What torch then compiles, it compiles during the passes of ``forcefields.runtime.compilation``.
+        """
         raise NotImplementedError
 
     @abstractmethod

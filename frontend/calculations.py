@@ -139,6 +139,7 @@ def provenance(asked: Asked) -> Shared:
             "functional": facts.functional_of(used),
             "head": used or None,
             "dtype": facts.dtype,
+            "arithmetic": dict(facts.arithmetic) or None,
             "package": facts.package,
             "package_version": facts.package_version,
             "dispersion": included if asked.correction is None else asked.correction.model,

@@ -161,6 +161,10 @@ class Provenance(BaseModel):
     functional: str = Field(description="Functional that the model, or its head, was trained on.")
     head: str | None = Field(description="Head that answered; null for a model with a single one.")
     dtype: str = Field(description="Floating-point type of the evaluation.")
+    arithmetic: dict[str, str | bool] | None = Field(
+        description="What it was computed with: `summary` in words, `matmul_precision` of float32 (`highest` is full float32 in "
+        "every step, as always on a CPU), `cuequivariance`, `compile`. Null where the gateway cannot read the models' reports."
+    )
     package: str = Field(description="Package that the model runs in.")
     package_version: str = Field(description="Its version.")
     dispersion: str = Field(

@@ -205,6 +205,16 @@ class Settings(BaseSettings):
         description="NVIDIA's cuEquivariance for MACE and SevenNet on a GPU: `auto` where it is installed, `on` refuses to load "
         "without it. What to install is in `forcefields/<family>/accelerated.txt`.",
     )
+    compile: Literal["off", "on"] = Field(
+        "off",
+        description="`on` has torch.compile make one program of the network of models that take it (docs/tuning.md), when they are "
+        "loaded, which takes a minute or more the first time; a model that cannot be compiled is then not loaded.",
+    )
+    neighbours: Literal["cpu", "device"] = Field(
+        "cpu",
+        description="Where the neighbour lists of models on a GPU are made: `device` has the GPU make them, which has not been run "
+        "yet. On a CPU it changes nothing.",
+    )
     traces: str = Field(
         "",
         description="OpenTelemetry collector that traces are sent to by OTLP over HTTP, such as `http://127.0.0.1:4318` "

@@ -22,11 +22,14 @@ import torch
 # output, which belongs to whoever runs us, that there is no cuEquivariance.
 with redirect_stdout(stderr):
     import mace.modules  # noqa: F401  # the classes that a checkpoint is made of
+    from mace.tools.compile import prepare
+    from mace.tools.scripts_utils import extract_model
 
 from forcefields.base import ForceField, Graph, Normalised, Result
 from forcefields.catalogue import Variant
 from forcefields.multiplicity import multiplicity
 from forcefields.neighbours import neighbour_images
+from forcefields.transfer import to_device
 from forcegate.contract import voigt_from_matrix
 from forcegate.errors import ChargeNotSupported, SpinNotSupported
 
@@ -69,7 +72,7 @@ class _PreciseRepulsion(torch.nn.Module):
 class MACE(ForceField):
     """A MACE checkpoint, evaluated in ``float32`` or ``float64`` as the variant says."""
 
-    takes_cuequivariance = True
+    takes_cuequivariance = takes_compile = True
 
     def __init__(self, model: Any, variant: Variant, device: str) -> None:
         self.cutoff = round(float(model.r_max), 6)
@@ -107,6 +110,25 @@ class MACE(ForceField):
         if type(model).__name__ == "PolarMACE":
             return cls.load(checkpoint, variant, device)
         return cls(converted(model, variant, device), variant, device)
+
+    def compile(self) -> None:
+        """Compiles the interactions and products, in which nearly all of the time goes, each by itself.
+
+        The package compiles the whole model with its gradient, for one padded size at a time. As they were loaded these layers are
+        TorchScript, which cannot be compiled: the package makes them anew without it. The gate compares with the energies before.
+        """
+        if type(self._model).__name__ != "ScaleShiftMACE":
+            raise ValueError(f"MACE's package cannot make a {type(self._model).__name__} anew")
+        with redirect_stdout(stderr):
+            plain = (
+                prepare(extract_model)(model=self._model, map_location=self._device).to(self._dtype).eval().requires_grad_(False)
+            )
+        for name in ("interactions", "products"):
+            layers = getattr(plain, name)
+            _same_weights(getattr(self._model, name), layers)
+            setattr(self._model, name, layers)
+            for layer in layers:
+                layer.compile(dynamic=True)
 
     def _known(self, model: Any) -> set[str]:  # noqa: ARG002
         """What the model knows of a structure besides its atoms."""
@@ -172,23 +194,24 @@ class MACE(ForceField):
         edges = np.concatenate(
             [np.stack([part.senders, part.receivers]) + start for part, start in zip(parts, starts, strict=False)], 1
         )
-        species = torch.from_numpy(np.concatenate([part.species for part in parts])).to(self._device)
+        species = to_device(torch.from_numpy(np.concatenate([part.species for part in parts])), self._device)
         return {
             "node_attrs": torch.nn.functional.one_hot(species, len(self.elements)).to(self._dtype),
             "positions": self._floats(np.concatenate([part.positions for part in parts])),
             "cell": self._floats(np.concatenate([part.cell for part in parts])),
             "shifts": self._floats(shifts),
             "unit_shifts": self._floats(np.concatenate([part.images for part in parts])),
-            "edge_index": torch.from_numpy(edges).to(self._device),
-            "batch": torch.from_numpy(np.repeat(np.arange(len(parts)), counts)).to(self._device),
-            "ptr": torch.from_numpy(starts).to(self._device),
-            "head": torch.tensor([part.head for part in parts], device=self._device),
+            "edge_index": to_device(torch.from_numpy(edges), self._device),
+            "batch": to_device(torch.from_numpy(np.repeat(np.arange(len(parts)), counts)), self._device),
+            "ptr": to_device(torch.from_numpy(starts), self._device),
+            "head": to_device(torch.tensor([part.head for part in parts]), self._device),
             "total_charge": self._floats([part.charge for part in parts]),
             "total_spin": self._floats([part.spin for part in parts]),
         }
 
     def _floats(self, values: Any) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values, dtype=np.float64)).to(self._device, self._dtype)
+        # Rounded first: half as much to copy.
+        return to_device(torch.as_tensor(np.asarray(values, dtype=np.float64)).to(self._dtype), self._device)
 
 
 def converted(model: Any, variant: Variant, device: str) -> Any:
@@ -206,6 +229,15 @@ def converted(model: Any, variant: Variant, device: str) -> Any:
             return run(model.to(getattr(torch, variant.dtype)), device=kind)
     finally:
         torch.set_default_dtype(before)
+
+
+def _same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    """Makes sure that layers made anew hold every weight: the package loads what it finds and is silent about the rest."""
+    found = other.state_dict()
+    for name, weight in one.state_dict().items():
+        # Flags of older versions: which weights are zero.
+        if not name.endswith("_zeroed") and (name not in found or not torch.equal(found[name].to(weight), weight)):
+            raise ValueError(f"the layers that MACE's package made anew have another {name}")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from forcefields.mace.adapter import EMBEDDED, GRADIENTS, MACE
 class Polar(MACE):
     """A MACE-POLAR checkpoint; the package does not convert it to cuEquivariance."""
 
-    takes_cuequivariance = False
+    takes_cuequivariance = takes_compile = False
 
     def _known(self, model: Any) -> set[str]:  # noqa: ARG002
         return set(EMBEDDED)

@@ -21,6 +21,7 @@ from ase.data import atomic_numbers
 from forcefields.base import ForceField, Graph, Normalised, Result
 from forcefields.catalogue import Variant
 from forcefields.neighbours import neighbour_images
+from forcefields.transfer import to_device
 from forcegate.contract import voigt_from_matrix
 
 
@@ -87,7 +88,7 @@ class MatGL(ForceField):
     def evaluate(self, graphs: Sequence[Graph], outputs: frozenset[str]) -> list[Result]:
         """One forward pass and, where forces or stress are wanted, one backward pass over all graphs."""
         gradients = bool(outputs & {"forces", "stress"})
-        batch = Batch.from_data_list([graph.payload for graph in graphs]).to(self._device)
+        batch = to_device(Batch.from_data_list([graph.payload for graph in graphs]), self._device)
         potential = self._potential if gradients else self._energies_alone
         energy, forces, stress, _, *magmoms = potential(batch, batch.lattice_vectors)
         # The model remembers what it computed, and with it the memory of the whole pass.

@@ -1,8 +1,9 @@
 """Orb: true batching; neighbours from vesin, capped as the model was trained.
 
 A checkpoint holds weights alone, so ``options`` in family.toml name the package's architecture, its arguments and the cap on
-neighbours. Never compiled: that takes minutes on the first structures. The precision of float32
-products is the runtime's (forcefields/runtime/arithmetic.py); the package's own default lets a GPU round to TensorFloat-32.
+neighbours. Compiled where the operator wants it, all but the small heads; the package would compile on the first structures, which
+takes minutes. The precision of float32 products is the runtime's (forcefields/runtime/arithmetic.py); the package's own default
+lets a GPU round to TensorFloat-32.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from forcefields.base import ForceField, Graph, Normalised, Result
 from forcefields.catalogue import Variant
 from forcefields.multiplicity import multiplicity
 from forcefields.neighbours import neighbour_images
+from forcefields.transfer import to_device
 from forcegate.contract import voigt_from_matrix
 from forcegate.structure import Structure
 
@@ -46,6 +48,8 @@ class _Neighbourhood:
 
 class Orb(ForceField):
     """An Orb checkpoint with conservative or direct forces."""
+
+    takes_compile = True
 
     def __init__(self, model: Any, variant: Variant, device: str) -> None:
         self.cutoff = float(model.system_config.radius)
@@ -74,6 +78,10 @@ class Orb(ForceField):
             raise ValueError(f"the checkpoint is of another architecture than {variant.name}: it lacks {missing[0]}")
         model.to(device).eval().requires_grad_(False)
         return cls(model, variant, device)
+
+    def compile(self) -> None:
+        """With the package's own options. It compiles the whole model, of which only the network is used here."""
+        self._model.model.compile(mode="default", dynamic=True)
 
     def graph(self, structure: Normalised, head: str) -> Graph:  # noqa: ARG002
         """The nearest neighbours of every atom within the cutoff, at most as many as the model was trained with."""
@@ -217,10 +225,10 @@ class Orb(ForceField):
         )
 
     def _whole(self, values: Any) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=torch.long, device=self._device)
+        return to_device(torch.as_tensor(np.asarray(values), dtype=torch.long), self._device)
 
     def _real(self, values: Any) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=self._dtype, device=self._device)
+        return to_device(torch.as_tensor(np.asarray(values), dtype=self._dtype), self._device)
 
 
 def architecture(variant: Variant) -> Any:

@@ -12,10 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
-from forcefields.base import ForceField
+from forcefields.base import ForceField, Normalised
 from forcefields.catalogue import Variant
 from forcefields.cost import estimated_edges
-from forcefields.neighbours import neighbours
+from forcefields.neighbours import Neighbours, neighbours
 from forcefields.runtime import physics
 from forcefields.runtime.batch import Job, PassSize, Tally, evaluate_pack, pack
 from forcefields.runtime.journal import Journal
@@ -56,6 +56,7 @@ class Engine:
         journal: remembers over a death of this process what it was evaluating; none where nobody would start it again.
         watchdog: makes a context around a step over that many atoms.
         ahead: build the graphs of the next pass in a thread while the device computes this one.
+        lists: makes the neighbour list of a structure, and keeps it there.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Engine:
         journal: Journal | None = None,
         watchdog: Callable[[int], AbstractContextManager[None]] = lambda _atoms: nullcontext(),
         ahead: bool = False,
+        lists: Callable[[Normalised, float], Neighbours] = neighbours,
     ) -> None:
         self.force_field = force_field
         self.variant = variant
@@ -74,7 +76,7 @@ class Engine:
         self.journal = journal
         self.fitted = 0
         """Directed neighbour pairs of the largest pass that was evaluated."""
-        self._watchdog = watchdog
+        self._watchdog, self._lists = watchdog, lists
         self._builder = ThreadPoolExecutor(1, "graphs") if ahead else None
 
     def evaluate(self, structures: Sequence[Structure], head: str = "", outputs: frozenset[str] = DEFAULT_OUTPUTS) -> list[Job]:
@@ -164,7 +166,7 @@ class Engine:
         normalised = physics.normalise(job.structure, self.force_field.cutoff)
         cutoff = self.force_field.cutoff
         physics.check_size(normalised, cutoff, self.limits)
-        found = neighbours(normalised, cutoff) if self.force_field.reads_neighbours else None
+        found = self._lists(normalised, cutoff) if self.force_field.reads_neighbours else None
         physics.check_distances(normalised, found)
         if found is not None:
             physics.check_edges(len(normalised), len(found.first), self.limits)

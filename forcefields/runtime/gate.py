@@ -250,10 +250,11 @@ def _memory(state: Path, variant: Variant) -> Path:
 
 def combination(variant: Variant, family: Family, device: str, threads: str, settings: ModelSettings) -> str:
     """A hash of all that the gate's outcome depends on: checkpoint, code, packages, device, its arithmetic, threads."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(settings.compile.encode())
     if device != "cpu":
         # Whether `auto` finds cuEquivariance is a matter of what is installed, which the requirements do not say.
-        digest.update(repr((settings.matmul_precision, settings.cuequivariance, find_spec("cuequivariance_torch"))).encode())
+        policy = settings.matmul_precision, settings.cuequivariance, find_spec("cuequivariance_torch"), settings.neighbours
+        digest.update(repr(policy).encode())
     for part in (variant, family.version, device, _device_name(device), threads):
         digest.update(repr(part).encode())
     # What every family shares, and this family's own: a change in another one is no reason to measure this one again.
@@ -294,7 +295,7 @@ def write_report(
             "seconds": round(seconds, 3),
             "device": device,
             "dtype": variant.dtype,
-            "arithmetic": arithmetic.as_dict(),
+            "arithmetic": arithmetic.as_dict(variant.dtype),
             "checkpoint_sha256": variant.checkpoint.sha256,
             "cost": cost.as_dict(),
             "pid": os.getpid(),

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from forcefields.base import ForceField
 from forcefields.catalogue import HERE, Catalogue, Family, Variant
-from forcefields.runtime import arithmetic
+from forcefields.runtime import arithmetic, compilation
 from forcefields.runtime.physics import Limits
 from forcefields.runtime.settings import ModelSettings
 from forcefields.verification import verify_checkpoint, verify_package
@@ -45,13 +45,15 @@ def load(catalogue: Catalogue, variant: Variant, checkpoint: Path, device: str) 
     """Loads a checkpoint after verifying its bytes and the package, and compares it with the catalogue.
 
     Raises:
-        CheckpointMissing, CheckpointMismatch, EnvironmentBroken: as the two checks above.
+        CheckpointMissing, CheckpointMismatch, EnvironmentBroken: as the two checks above; the last also where cuEquivariance or
+            torch.compile are asked for and are not to be had here.
     """
     family = catalogue.family_of(variant)
     verify_checkpoint(checkpoint, variant)
     verify_package(family)
     found = adapter(family)
-    how = arithmetic.chosen(ModelSettings.from_environment(), family, found, device)
+    settings = ModelSettings.from_environment()
+    how = arithmetic.chosen(settings, family, found, device)
     how.apply()
     loaded = (found.load_with_cuequivariance if how.cuequivariance else found.load)(checkpoint, variant, device)
     how.apply()
@@ -61,6 +63,8 @@ def load(catalogue: Catalogue, variant: Variant, checkpoint: Path, device: str) 
             f"{len(variant.elements)} and {len(loaded.elements)} elements.",
             "Correct family.toml.",
         )
+    if how.compile and loaded.takes_compile:  # one checkpoint of a family may be of a class of its own
+        compilation.compiled(loaded, variant, settings.state)
     return loaded
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils  # provided by Triton's stub
 
 from forcefields import catalogue
-from forcefields.runtime import arithmetic, calibration, gate, loading, memory, tracing, transport
+from forcefields.runtime import arithmetic, calibration, device_neighbours, gate, loading, memory, tracing, transport
 from forcefields.runtime.batch import Job
 from forcefields.runtime.engine import Engine, Report
 from forcefields.runtime.journal import Journal
@@ -67,7 +67,8 @@ class TritonPythonModel:
         limits = loading.limits(variant, self._settings.max_atoms, self._settings.memory_gb)
         watchdog = Watchdog(self._settings.watchdog_seconds)
         # On a CPU a second thread would take the GIL and a core from the evaluation that it runs beside.
-        self._engine = engine = Engine(force_field, variant, limits, watchdog=watchdog.watch, ahead=device != "cpu")
+        lists = device_neighbours.chosen(self._settings, force_field, device)
+        self._engine = engine = Engine(force_field, variant, limits, watchdog=watchdog.watch, ahead=device != "cpu", lists=lists)
         family = families.family_of(variant)
         how = arithmetic.chosen(self._settings, family, type(force_field), device)
         report = gate.pass_or_raise(engine, family, device, self._settings)

@@ -22,6 +22,8 @@ class ModelSettings:
     log_level: str = "info"
     matmul_precision: str = "highest"
     cuequivariance: str = "off"
+    compile: str = "off"
+    neighbours: str = "cpu"
     traces: str = ""
 
     @classmethod
@@ -37,6 +39,8 @@ class ModelSettings:
             log_level=get("FORCEGATE_LOG_LEVEL", "info"),
             matmul_precision=get("FORCEGATE_MATMUL_PRECISION", "highest"),
             cuequivariance=get("FORCEGATE_CUEQUIVARIANCE", "off"),
+            compile=get("FORCEGATE_COMPILE", "off"),
+            neighbours=get("FORCEGATE_NEIGHBOURS", "cpu"),
             traces=get("FORCEGATE_TRACES", ""),
         )
 

@@ -19,6 +19,7 @@ from torch_geometric.data import Batch
 from forcefields.base import ForceField, Graph, Result
 from forcefields.catalogue import Variant
 from forcefields.neighbours import neighbour_pairs
+from forcefields.transfer import to_device
 from forcegate.structure import Structure
 
 FROM_PACKAGE = [0, 1, 2, 4, 5, 3]
@@ -76,7 +77,7 @@ class SevenNet(ForceField):
 
     def evaluate(self, graphs: Sequence[Graph], outputs: frozenset[str]) -> list[Result]:  # noqa: ARG002
         """One forward and one backward pass over all graphs."""
-        batch = Batch.from_data_list([graph.payload for graph in graphs]).to(self._device)
+        batch = to_device(Batch.from_data_list([graph.payload for graph in graphs]), self._device)
         answer = self._model(batch)
         energy = answer[KEY.PRED_TOTAL_ENERGY].detach().cpu().double().numpy().reshape(-1)
         forces = answer[KEY.PRED_FORCE].detach().cpu().double().numpy()

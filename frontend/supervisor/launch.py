@@ -183,7 +183,7 @@ def _table(outcomes: list[Loaded]) -> Table:
         worst = max(measured, key=lambda check: check["deviation"] / check["tolerance"], default=None)
         table.add_row(
             Text(outcome.variant.name),
-            outcome.variant.dtype,
+            str(outcome.report.get("arithmetic", {}).get("summary", outcome.variant.dtype)).removeprefix("full "),
             outcome.variant.checkpoint.sha256[:12],
             f"[green]{passed}[/]" if outcome.error is None else f"[red]{outcome.error.code}[/]",
             Text(f"{worst['name']}: {worst['deviation']:.1e} of {worst['tolerance']:.0e} {worst['unit']}" if worst else ""),

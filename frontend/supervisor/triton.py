@@ -105,6 +105,8 @@ def environment(settings: Settings) -> dict[str, str]:
         log_level=settings.log_level,
         matmul_precision=settings.matmul_precision,
         cuequivariance=settings.cuequivariance,
+        compile=settings.compile,
+        neighbours=settings.neighbours,
         traces=settings.traces_url,
     )
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("FORCEGATE_", "PYTHON", "VIRTUAL_ENV"))}

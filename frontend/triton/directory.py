@@ -243,6 +243,10 @@ class Directory:
                 known = None  # a new process tells of itself a moment before Triton puts it in the old one's place
             self._reloaded.discard(name)
             facts = known or await self._facts(name)
+            if facts is not None:
+                # A report of a load that failed says nothing of the copy that goes on answering.
+                told = entry.report.arithmetic or (old.facts.arithmetic if old.facts else ())
+                facts = facts if facts.arithmetic == told else replace(facts, arithmetic=told)
             entry = self._living(self._verified(replace(entry, facts=facts, ready_until=time.monotonic())))
         elif entry.state == LOADING:
             entry = replace(entry, facts=old.facts, ready_until=old.ready_until)

@@ -10,7 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Facts:
-    """What a loaded model vouches for: the parameters of its Triton configuration, verified by the model itself on load."""
+    """What a loaded model vouches for: the parameters of its Triton configuration, verified by the model itself on load.
+
+    Attributes:
+        arithmetic: what the numbers are computed with, by the model's report, since it is the model that finds out; empty where the
+            gateway cannot read reports.
+    """
 
     model: str
     package: str
@@ -26,6 +31,7 @@ class Facts:
     dispersion: str
     head_dispersion: tuple[tuple[str, str], ...]
     licence: str
+    arithmetic: tuple[tuple[str, str | bool], ...] = ()
 
     def dispersion_of(self, head: str) -> str:
         """The dispersion policy of ``head``; the model's own where heads do not differ in it."""

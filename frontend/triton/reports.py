@@ -24,6 +24,7 @@ class Report:
     Attributes:
         pid: id of its process. One that runs in another container or on another machine has no id here: a negative number stands
             for it, another one for each load.
+        arithmetic: what the numbers are computed with (forcefields/runtime/arithmetic.py), as pairs; empty where it does not say.
     """
 
     ready: bool = False
@@ -36,6 +37,7 @@ class Report:
     time: float = 0.0
     cost: Cost | None = None
     memory_mb: int | None = None
+    arithmetic: tuple[tuple[str, str | bool], ...] = ()
 
 
 class Reports:
@@ -75,6 +77,7 @@ def _report(data: Mapping[str, Any]) -> Report:
         pid=_process(data),
         time=float(data.get("time") or 0.0),
         cost=_cost(data.get("cost")),
+        arithmetic=tuple((data.get("arithmetic") or {}).items()),
     )
 
 

@@ -65,6 +65,12 @@ def test_provenance_is_that_of_the_catalogue(gateway: httpx.Client) -> None:
             "functional": functional,
             "head": head or "PBE",
             "dtype": "float32",
+            "arithmetic": {
+                "summary": "full float32",
+                "matmul_precision": "highest",
+                "cuequivariance": False,
+                "compile": False,
+            },
             "package": "sevenn",
             "package_version": known.family_of(variant).version,
             "dispersion": "none",

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Takes(LennardJones):
-    takes_cuequivariance = True
+    takes_cuequivariance = takes_compile = True
 
 
 def test_full_float32_and_the_packages_own_layers_by_default() -> None:
@@ -37,7 +37,36 @@ def test_full_float32_and_the_packages_own_layers_by_default() -> None:
 
 def test_a_cpu_always_computes_in_full_float32() -> None:
     settings = ModelSettings(matmul_precision="medium", cuequivariance="on")
-    assert arithmetic.chosen(settings, FAMILY, Takes, "cpu") == Arithmetic()
+    found = arithmetic.chosen(settings, FAMILY, Takes, "cpu")
+    assert found == Arithmetic()
+    assert found.as_dict("float32") == {
+        "summary": "full float32",
+        "matmul_precision": "highest",
+        "cuequivariance": False,
+        "compile": False,
+    }
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_families_that_take_it_are_compiled_on_every_device(device: str) -> None:
+    settings = ModelSettings(compile="on")
+    assert arithmetic.chosen(settings, FAMILY, Takes, device) == Arithmetic(compile=True)
+    assert arithmetic.chosen(settings, FAMILY, LennardJones, device) == Arithmetic()
+
+
+def test_what_cuequivariance_has_replaced_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ModelSettings(compile="on", cuequivariance="auto")
+    assert arithmetic.chosen(settings, FAMILY, Takes, GPU) == Arithmetic(compile=True), "there is none here"
+    monkeypatch.setattr(arithmetic, "PACKAGES", ("json",))
+    assert arithmetic.chosen(settings, FAMILY, Takes, GPU) == Arithmetic(cuequivariance=True)
+
+
+def test_what_was_computed_with_is_told_in_words() -> None:
+    rounded = Arithmetic("high", cuequivariance=True, compile=True)
+    assert rounded.summary("float32") == (
+        "float32, matrix products in TensorFloat-32 where the device has it, cuEquivariance, compiled"
+    )
+    assert rounded.summary("float64") == "full float64, cuEquivariance, compiled"
 
 
 @pytest.mark.parametrize(("adapter", "expected"), [(Takes, True), (LennardJones, False)])
@@ -66,18 +95,20 @@ def test_a_changed_policy_runs_the_gate_again(monkeypatch: pytest.MonkeyPatch) -
         return gate.combination(ARGON, KNOWN.family_of(ARGON), device, "1", settings)
 
     usual = ModelSettings()
-    changed = [replace(usual, matmul_precision="high"), replace(usual, cuequivariance="auto")]
-    assert len({key(GPU, settings) for settings in [usual, *changed]}) == 3
+    changed = [replace(usual, matmul_precision="high"), replace(usual, cuequivariance="auto"), replace(usual, neighbours="device")]
+    compiled = replace(usual, compile="on")
+    assert len({key(GPU, settings) for settings in [usual, *changed, compiled]}) == 5
     assert {key("cpu", settings) for settings in [usual, *changed]} == {key("cpu", usual)}, "on a CPU nothing changes"
+    assert key("cpu", compiled) != key("cpu", usual), "but for torch.compile"
 
 
 def test_the_settings_reach_the_model_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "environments/triton/lib/python3.11/site-packages/nvidia_pytriton.libs").mkdir(parents=True)
-    settings = load(matmul_precision="high", cuequivariance="auto", root=tmp_path)
+    settings = load(matmul_precision="high", cuequivariance="auto", compile="on", neighbours="device", root=tmp_path)
     for name, value in triton.environment(settings).items():
         monkeypatch.setenv(name, value)
     found = ModelSettings.from_environment()
-    assert (found.matmul_precision, found.cuequivariance) == ("high", "auto")
+    assert (found.matmul_precision, found.cuequivariance, found.compile, found.neighbours) == ("high", "auto", "on", "device")
 
 
 SCRIPT = """

@@ -122,6 +122,25 @@ def test_a_ready_model_vouches_for_itself(directory: Directory, control: Control
     assert facts.package_version == CATALOGUE.family_of(VARIANT).version
 
 
+def test_a_model_tells_what_it_computes_with(directory: Directory, control: Control, tmp_path: Path) -> None:
+    """By its report; one of a load that failed says nothing of the copy that goes on answering."""
+    arithmetic = {"summary": "full float64", "matmul_precision": "highest", "cuequivariance": False, "compile": False}
+
+    async def steps() -> None:
+        control.say("READY")
+        await directory.poll()
+        assert directory.facts(NAME).arithmetic == (), "no report yet"
+        report(tmp_path, os.getpid(), arithmetic=arithmetic)
+        await directory.poll()
+        assert dict(directory.facts(NAME).arithmetic) == arithmetic
+        assert hash(directory.facts(NAME)), "the part of answers that is made of it is kept"
+        report(tmp_path, os.getppid(), ready=False)
+        await directory.poll()
+        assert dict(directory.facts(NAME).arithmetic) == arithmetic
+
+    run(steps)
+
+
 def test_a_model_with_another_checkpoint_is_not_asked(directory: Directory, control: Control) -> None:
     control.say("READY")
     control.parameters["checkpoint_sha256"] = "0" * 64
