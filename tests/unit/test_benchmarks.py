@@ -280,6 +280,10 @@ MEASURED = {
     "service": {"mean_batch_structures": 19.0, "mean_pass_atoms": 110.0, "share_elsewhere": 0.007, "longest_stall_ms": 3.0},
     "load_seconds": 12.0,
     "resident_mb": 700.0,
+    "rounds": [
+        {"served": 12.0, "engine": 13.0, "adapter": 13.2, "calculator": 11.7},
+        {"served": 14.0, "engine": 13.0, "adapter": 13.2, "calculator": 11.7},
+    ],
 }
 LOADED = {
     "structures": 64,
@@ -310,7 +314,7 @@ def test_a_report_is_written_with_what_was_left_out_named(tmp_path: Path) -> Non
     paths = report.write(results, [families, clients, tasks], tmp_path, "any")
     assert json.loads(paths[0].read_text())["sections"]["families"][0]["served_over_in_process_best"] == 0.9877
     text = paths[1].read_text()
-    assert "| sevennet-0 | 8 | **0.99** | **1.00** | **1.11** |" in text
+    assert "| sevennet-0 | 8 | **0.99** (0.91 to 1.06) | **1.00** (0.92 to 1.08) | **1.11** (1.03 to 1.20) |" in text
     assert "it does not fit" in text
     assert "| sevennet-0 | grpc | 256 | **1.00** |" in text
     assert "| sqlite | 30 | 60 | 200 | 90 |" in text
