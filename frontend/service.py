@@ -59,7 +59,9 @@ class Service:
         self.settings = settings
         self.residency = Follower(settings.state, "gateway")
         self.metrics = Metrics(lambda: self.residency.state)
-        self.tracing = Tracing(settings.traces_url, "gateway", settings.traces_ratio) if settings.traces else None
+        self.tracing = (
+            Tracing(settings.traces_url, "gateway", settings.traces_ratio, settings.traces_ca) if settings.traces else None
+        )
         self.body_limit = settings.max_body_mb * 2**20
         self.admission = Admission(
             settings.structures_per_gateway,

@@ -220,6 +220,11 @@ class Settings(BaseSettings):
         description="OpenTelemetry collector that traces are sent to by OTLP over HTTP, such as `http://127.0.0.1:4318` "
         "(docs/monitoring.md); empty for none. An address without a path gets `/v1/traces`.",
     )
+    traces_ca: str = Field(
+        "",
+        description="PEM file of the certificates that the collector's is signed with, where its address is `https://`; empty for "
+        "those that this machine trusts, which are the only ones that Triton's own spans know.",
+    )
     traces_ratio: float = Field(
         1.0,
         ge=0,
@@ -279,7 +284,9 @@ class Settings(BaseSettings):
             )
         if self.grpc_mutual and not (all(server) and all(client)):
             raise SetupError("Mutual TLS needs certificates and keys of both sides.", "See FORCEGATE_GRPC_CLIENT_CERTIFICATE.")
-        for path in (*server, *client, self.grpc_ca):
+        if self.traces_ca and urlsplit(self.traces).scheme != "https":
+            raise SetupError("FORCEGATE_TRACES_CA is set, and FORCEGATE_TRACES is no https:// address.", "Set both, or neither.")
+        for path in (*server, *client, self.grpc_ca, self.traces_ca):
             if path and not os.access(path, os.R_OK):
                 raise SetupError(f"{path} cannot be read.", "It has to be a PEM file.")
         for name in ("grpc_ca", "grpc_client_certificate", "grpc_client_key"):

@@ -7,6 +7,7 @@ of an error. They are sent by a thread from a bounded queue: a collector that is
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ import forcegate
 from forcegate.errors import ForcegateError
 
 if TYPE_CHECKING:
+    import requests
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
 
@@ -40,9 +42,10 @@ class Tracing:
         url: of the collector.
         service: name of the process in traces: ``gateway`` or ``worker``.
         ratio: part of the requests to trace, of those whose caller has not decided it.
+        ca: PEM file with what the collector's certificate is signed with; empty for what this machine trusts.
     """
 
-    def __init__(self, url: str, service: str, ratio: float = 1.0) -> None:
+    def __init__(self, url: str, service: str, ratio: float = 1.0, ca: str = "") -> None:
         from opentelemetry import trace
         from opentelemetry.context import Context
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -60,7 +63,10 @@ class Tracing:
             ),
             shutdown_on_exit=False,
         )
-        exporter = OTLPSpanExporter(url, timeout=EXPORT_SECONDS)
+        # Left alone, it would trust the list that comes with a Python package and not that of the machine.
+        trusted = ssl.get_default_verify_paths()
+        certificates = ca or trusted.cafile or trusted.capath
+        exporter = OTLPSpanExporter(url, certificate_file=certificates, timeout=EXPORT_SECONDS, session=_session())
         self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=DELAY_MILLISECONDS))
         self._tracer: Tracer = self._provider.get_tracer("forcegate", forcegate.__version__)
 
@@ -128,6 +134,17 @@ class Tracing:
     def close(self) -> None:
         """Sends what is left; returns after a few seconds in any case."""
         self._provider.shutdown()
+
+
+def _session() -> requests.Session:
+    """What spans are POSTed with. It trusts what it is told to: requests by itself lets ``REQUESTS_CA_BUNDLE`` go before that."""
+    from requests import Session
+
+    class Trusting(Session):
+        def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+            return super().merge_environment_settings(url, proxies, stream, self.verify if verify is None else verify, cert)
+
+    return Trusting()
 
 
 class Trace:

@@ -79,7 +79,9 @@ class TritonPythonModel:
         self._specs = {spec.name: spec for spec in contract.output_specs(variant.extra_outputs)}
         self._memory = memory.Memory(self._settings.state / "memory" / f"{name}.json", device)
         self._teller = Teller((Metrics(name, pb_utils).observe, self._memory.observe), _note)
-        self._spans = tracing.Spans(self._settings.traces, name, device) if self._settings.traces else None
+        self._spans = (
+            tracing.Spans(self._settings.traces, name, device, self._settings.traces_ca) if self._settings.traces else None
+        )
         transport.carrier()  # now rather than in the first request: it may have to import its library
         seconds = time.perf_counter() - started
         gate.write_report(self._settings.state, variant, device, seconds, report, found.cost, how)

@@ -25,6 +25,7 @@ class ModelSettings:
     compile: str = "off"
     neighbours: str = "cpu"
     traces: str = ""
+    traces_ca: str = ""
 
     @classmethod
     def from_environment(cls) -> ModelSettings:
@@ -42,6 +43,7 @@ class ModelSettings:
             compile=get("FORCEGATE_COMPILE", "off"),
             neighbours=get("FORCEGATE_NEIGHBOURS", "cpu"),
             traces=get("FORCEGATE_TRACES", ""),
+            traces_ca=get("FORCEGATE_TRACES_CA", ""),
         )
 
     def as_environment(self) -> dict[str, str]:

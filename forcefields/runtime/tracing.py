@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import secrets
+import ssl
 import threading
 import time
 import urllib.request
@@ -62,10 +63,12 @@ class Spans:
         url: of the collector. ``OTEL_EXPORTER_OTLP_HEADERS`` names headers for it, such as those of its authentication.
         model: name of the model.
         device: where it runs.
+        ca: PEM file with what the collector's certificate is signed with; empty for what this machine trusts.
     """
 
-    def __init__(self, url: str, model: str, device: str) -> None:
-        self._url, self._device = url, device
+    def __init__(self, url: str, model: str, device: str, ca: str = "") -> None:
+        self._url, self._device, self._ca = url, device, ca
+        self._trusting: ssl.SSLContext | None = None
         self._headers = {"Content-Type": "application/json"} | _headers_of(os.environ)
         about = {"service.name": "forcegate-model", "service.namespace": "forcegate", "service.version": forcegate.__version__}
         self._resource = {"attributes": _attributes(about | {"forcegate.model": model})}
@@ -135,8 +138,11 @@ class Spans:
     def _send(self, spans: list[dict[str, Any]]) -> None:
         scope = {"scope": {"name": "forcegate", "version": forcegate.__version__}, "spans": spans}
         body = json.dumps({"resourceSpans": [{"resource": self._resource, "scopeSpans": [scope]}]}).encode()
+        request = urllib.request.Request(self._url, body, self._headers)
         try:
-            with urllib.request.urlopen(urllib.request.Request(self._url, body, self._headers), timeout=SEND_SECONDS):
+            if self._trusting is None and self._url.startswith("https:"):
+                self._trusting = ssl.create_default_context(cafile=self._ca or None)
+            with urllib.request.urlopen(request, timeout=SEND_SECONDS, context=self._trusting):
                 pass
         except Exception as error:  # whatever it is, the thread goes on and the spans are lost
             self._complain(error)

@@ -108,6 +108,7 @@ def environment(settings: Settings) -> dict[str, str]:
         compile=settings.compile,
         neighbours=settings.neighbours,
         traces=settings.traces_url,
+        traces_ca=str(Path(settings.traces_ca).resolve()) if settings.traces_ca else "",
     )
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("FORCEGATE_", "PYTHON", "VIRTUAL_ENV"))}
     variables = inherited | ALLOCATOR | model.as_environment()

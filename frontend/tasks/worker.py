@@ -70,7 +70,7 @@ class Worker:
         self._consumer = Consumer(self._engine, name, settings.task_concurrency, self._carry_out)
         self._holder = Holder(settings.state) if settings.scheduler == "on" else None
         self._resident = Resident(settings.grpc_address, self._holder)
-        self._tracing = Tracing(settings.traces_url, "worker") if settings.traces else None
+        self._tracing = Tracing(settings.traces_url, "worker", ca=settings.traces_ca) if settings.traces else None
         self._attempts: dict[str, Attempt] = {}
         self._lock = threading.Lock()
         self._metrics = WorkerMetrics(settings.task_concurrency, self._running)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +19,7 @@ from forcegate import ForcegateCalculator
 from forcegate.connection import CONTROL_HEADER, Connection
 from forcegate.errors import ServerUnavailable, UnknownModel
 from frontend.triton.restriction import FILE, HTTP_HEADER
+from tests.certificates import signed
 from tests.service import RunningService, serving
 
 ARGON = Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 3.8]])
@@ -28,19 +28,7 @@ ARGON = Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 3.8]])
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An authority, and certificates of a server and of a client that it signed."""
-    folder = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=test authority")
-    for name in ("server", "client"):
-        openssl("req", *curve, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        (folder / f"{name}.ext").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", f"{name}.ext")
-        openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem")
-    return folder
+    return signed(tmp_path_factory.mktemp("certificates"), "server", "client")
 
 
 @pytest.fixture(scope="module")

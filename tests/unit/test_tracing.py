@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from frontend import settings
 from frontend.app import create_app
 from frontend.supervisor import triton
 from frontend.tracing import Tracing
+from tests.certificates import signed
 from tests.collector import Collector, Span, collecting
 from tests.service import ROOT, free_ports, wait_until
 
@@ -104,6 +106,30 @@ def test_headers_of_the_environment_reach_the_collector(tmp_path: Path, monkeypa
         spans.close()
         assert {span.service for span in collector.spans} == {"forcegate-gateway", "forcegate-model"}
         assert {(found["authorization"], found["x-scope"]) for found in collector.headers} == {("Basic abc", "one")}
+
+
+def test_a_collector_with_https_gets_spans_where_its_authority_is_trusted_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", ssl.get_default_verify_paths().cafile or "")  # of other programs, not of this one
+    certificates = signed(tmp_path, "server")
+    with collecting(certificates) as collector:
+        for ca, services in ((str(certificates / "ca.pem"), {"forcegate-gateway", "forcegate-model"}), ("", set())):
+            collector.spans.clear()
+            ask(tmp_path, ("GET", "/api/v1/nothing", {}), traces=collector.url, traces_ca=ca)
+            spans = of_models.Spans(f"{collector.url}/v1/traces", "lj-argon", "cpu", ca)
+            spans.tell([(Request("0af7651916cd43dd8448eb211c80319c"), [])], Report(), time.time_ns())
+            spans.close()
+            assert {span.service for span in collector.spans} == services
+
+
+def test_an_authority_without_https_or_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    for changes, told in (
+        ({"traces": "http://127.0.0.1:4318", "traces_ca": str(tmp_path)}, "no https:// address"),
+        ({"traces": "https://127.0.0.1:4318", "traces_ca": str(tmp_path / "none.pem")}, r"none\.pem cannot be read"),
+    ):
+        with pytest.raises(SetupError, match=told):
+            settings.load(**changes).export_tls()
 
 
 class Request:
