@@ -37,10 +37,17 @@ class ModelState:
 
 @dataclass(frozen=True)
 class Answers:
-    """How many requests a model has answered since its load, and how many of them with an error."""
+    """How many requests a model has answered since its load, and how many of them with an error.
+
+    Attributes:
+        queued_ns: how long those that it has answered well have waited for an instance, all together.
+        computed_ns: how long its instances have computed, all together.
+    """
 
     well: int
     failed: int
+    queued_ns: int = 0
+    computed_ns: int = 0
 
 
 class TritonControl:
@@ -80,8 +87,7 @@ class TritonControl:
             told = await self._client.get_inference_statistics(headers=self._headers, client_timeout=5.0)
         except (InferenceServerException, grpc.RpcError) as error:
             raise ServerUnavailable("The inference server does not answer.") from error
-        counts = ((each.name, each.inference_stats) for each in told.model_stats)
-        return {name: Answers(int(stats.success.count), int(stats.fail.count)) for name, stats in counts}
+        return {each.name: _answers(each) for each in told.model_stats}
 
     async def config(self, name: str) -> dict[str, Any]:
         """The configuration of a loaded model, as the JSON form of ``config.pbtxt``."""
@@ -103,13 +109,17 @@ class TritonControl:
         except (InferenceServerException, grpc.RpcError) as error:
             raise typed(error, name) from error
 
-    async def reload(self, name: str, dtype: str = "", timeout: float = 600.0) -> None:
+    async def reload(
+        self, name: str, dtype: str = "", timeout: float = 600.0, placement: Sequence[dict[str, Any]] | None = None
+    ) -> None:
         """Brings a model back whose process has died, or loads it again in another dtype.
 
         Triton goes on calling a dead one ready, so the configuration has to change. Without ``dtype`` it keeps the one that it
-        runs in.
+        runs in, and without ``placement`` its instance_group.
         """
         config = await self.config(name)
+        if placement is not None:
+            config["instance_group"] = list(placement)
         config.setdefault("parameters", {})["reloaded"] = {"string_value": str(time.time_ns())}
         await self.load(name, _in_dtype(config, dtype) if dtype else config, timeout)
 
@@ -129,12 +139,28 @@ class TritonControl:
         """
         await self.load(name, configuration(name, dtype, repositories, placement), timeout)
 
+    async def place(self, name: str, placement: Sequence[dict[str, Any]], timeout: float = 600.0) -> None:
+        """Gives a loaded model another instance_group. As nothing else changes, Triton starts what is new beside the instances that
+        stay, and ends those that are too many when they have finished what they evaluate; a failure leaves all as it was.
+
+        Raises:
+            ForcegateError: see ``load``.
+        """
+        await self.load(name, await self.config(name) | {"instance_group": list(placement)}, timeout)
+
     async def unload(self, name: str) -> None:
         """Unloads a model; what it is evaluating is finished first."""
         try:
             await self._client.unload_model(name, headers=self._headers, client_timeout=60.0)
         except (InferenceServerException, grpc.RpcError) as error:
             raise typed(error, name) from error
+
+
+def _answers(told: Any) -> Answers:
+    """From one entry of Triton's statistics: those of requests count a batch once for each request in it, those of batches once."""
+    requests = told.inference_stats
+    computed = sum(int(batch.compute_input.ns + batch.compute_infer.ns + batch.compute_output.ns) for batch in told.batch_stats)
+    return Answers(int(requests.success.count), int(requests.fail.count), int(requests.queue.ns), computed)
 
 
 def connected(address: str) -> triton.InferenceServerClient:
