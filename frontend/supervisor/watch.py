@@ -126,6 +126,9 @@ class ModelWatch:
     async def _bring_back(self, name: str, dead: bool) -> None:
         started = time.monotonic()
         log.error("model process died" if dead else "model is not loaded", extra={"model": name})
+        if dead:
+            # Of several, those that live would stay with the copy that Triton is not able to end, and hold their memory.
+            self.end(name)
         try:
             await self._load(name, dead, self.wanted[name])
         except ForcegateError as error:

@@ -61,6 +61,8 @@ class TritonControl:
         self.address = address
         self._headers = restriction.headers(key)
         self._client = connected(address)
+        self._sent: dict[str, dict[str, Any]] = {}
+        """The configurations that models were last loaded with from here: what Triton tells of one has its own additions."""
 
     async def close(self) -> None:
         """Ends the connection."""
@@ -104,6 +106,9 @@ class TritonControl:
             ForcegateError: what the model itself said (a checkpoint that differs, a gate that failed), or ``ModelNotReady``.
         """
         try:
+            self._sent.pop(name, None)
+            if config is not None:
+                self._sent[name] = config
             text = None if config is None else json.dumps(config)
             await self._client.load_model(name, headers=self._headers, config=text, client_timeout=timeout)
         except (InferenceServerException, grpc.RpcError) as error:
@@ -146,7 +151,8 @@ class TritonControl:
         Raises:
             ForcegateError: see ``load``.
         """
-        await self.load(name, await self.config(name) | {"instance_group": list(placement)}, timeout)
+        known = self._sent.get(name) or await self.config(name)
+        await self.load(name, known | {"instance_group": list(placement)}, timeout)
 
     async def unload(self, name: str) -> None:
         """Unloads a model; what it is evaluating is finished first."""

@@ -108,10 +108,11 @@ def test_a_queue_brings_a_second_process_and_idleness_takes_it_away(service: Run
     with loaded(service, by_rest) as answers:
         wait_until(lambda: number(service, "forcegate_scheduler_replicas{") == 2, "no second instance", 60)
         assert first[0] in stubs(service), "the first one goes on: nothing was loaded again"
+        assert service.log("triton").count("successfully unloaded") == 0, "it was loaded again as a whole"
         assert told(service)["instances"] == {"cpu": 2}
         spent, before = {p: sum(p.cpu_times()[:2]) for p in stubs(service)}, len(answers)
         wait_until(lambda: len(answers) >= before + 2 * CLIENTS, "nobody is answered", 60)
-        assert all(sum(process.cpu_times()[:2]) > seconds for process, seconds in spent.items()), "both of them compute"
+        wait_until(lambda: all(sum(p.cpu_times()[:2]) > seconds + 0.1 for p, seconds in spent.items()), "one computes nothing", 30)
         held = sum(process.memory_info().rss for process in stubs(service)) / 2**20
         device = HTTP.get(f"{service.url}/gpu-status").json()["devices"][0]
         assert device["memory_models_mb"] == pytest.approx(held, rel=0.1)
@@ -134,7 +135,7 @@ def test_users_of_grpc_get_one_too_and_the_death_of_one_of_two_costs_nobody_an_a
         wait_until(lambda: len(stubs(service)) == 2 and told(service)["instances"] == {"cpu": 2}, "no second instance", 60)
         before = stubs(service)
         before[0].kill()
-        # Triton goes on sending requests to the dead one until both have been replaced.
+        # Triton goes on sending requests to the dead one, so that both are replaced.
         wait_until(lambda: not {*before} & {*stubs(service)} and len(stubs(service)) >= 1, "it is not brought back", 60)
         done, began = len(answers), time.monotonic()
         wait_until(lambda: len(answers) >= done + 2 * CLIENTS, "nobody is answered", 60)
