@@ -27,6 +27,7 @@ MODELS: tuple[Panel, ...] = (
     ("Structures in a batch, mean", "short", (("forcegate:batch:mean5m", "{{model}}"),)),
     ("Atoms a second", "short", (("sum by (model) (rate(forcegate_atoms[5m]))", "{{model}}"),)),
     ("Busy", "percentunit", (("sum by (model) (rate(forcegate_evaluation_seconds[5m]))", "{{model}}"),)),
+    ("Instances", "short", (("sum by (model) (max by (model, device) (forcegate_scheduler_replicas))", "{{model}}"),)),
     ("Waiting in Triton", "short", (("nv_inference_pending_request_count", "{{model}}"),)),
     (
         "Out of memory, bisections",

@@ -25,7 +25,7 @@ def triton(settings: Settings) -> str:
     from forcefields import catalogue
     from frontend.triton import restriction
     from frontend.triton.control import TritonControl
-    from frontend.triton.reports import Reports, alive
+    from frontend.triton.reports import Reports, alive, current
 
     async def states() -> dict[str, str]:
         control = TritonControl(settings.model_copy(update={"triton_host": "127.0.0.1"}).grpc_address, restriction.key_of(settings))
@@ -41,7 +41,7 @@ def triton(settings: Settings) -> str:
         wanted = [name for name, state in found.items() if state == "READY"]
     missing = [name for name in wanted if found.get(name) != "READY"]
     # Triton goes on calling a model ready whose process has died.
-    missing += [name for name in wanted if name not in missing and not alive(reports.read(name).pid)]
+    missing += [name for name in wanted if name not in missing and not alive(current(reports.read(name)).pid)]
     return f"not ready: {', '.join(missing)}" if missing else ""
 
 

@@ -40,8 +40,9 @@ class ResidentCard(BaseModel):
 
     model: str
     state: str = Field(description="`resident`, `loading`, `leaving`, `unloading`, `stuck`, `failed`, `evicted` or `absent`.")
-    device: str | None
-    memory_mb: int | None
+    device: str | None = Field(description="Where it is, of several devices the first.")
+    instances: dict[str, int] = Field(description="Its processes, by device.")
+    memory_mb: int | None = Field(description="Of all its processes.")
     pinned: bool
     idle_seconds: float | None = Field(description="Since it was last used.")
     evicted_for: str | None = Field(description="Why it was unloaded.")

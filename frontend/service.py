@@ -58,6 +58,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.residency = Follower(settings.state, "gateway")
+        self.residency.waiting = self._waiting
         self.metrics = Metrics(lambda: self.residency.state)
         self.tracing = (
             Tracing(settings.traces_url, "gateway", settings.traces_ratio, settings.traces_ca) if settings.traces else None
@@ -192,6 +193,11 @@ class Service:
             )
         return queue
 
+    def _waiting(self) -> dict[str, float]:
+        """Seconds of work that waits here, by model."""
+        waits = {model: queue.load(False).seconds + queue.load(True).seconds for model, queue in self._queues.items()}
+        return {model: seconds for model, seconds in waits.items() if seconds > 0}
+
     def estimator(self, model: str) -> Estimator:
         """What work costs on a model, by its newest calibration."""
         entry = self.directory.entry(model)
@@ -212,7 +218,9 @@ class Service:
             self.metrics.state_size.set(disk.total)
         for entry in (directory or self.directory).entries():
             self.metrics.model_ready.labels(entry.variant.name).set(entry.state == READY)
+        told = (self.residency.state or {}).get("models", {})
         for model, queue in self._queues.items():
+            queue.instances = max(1, sum(told.get(model, {}).get("instances", {}).values()))
             self.metrics.cost_correction.labels(model).set(queue.correction.factor)
             for kind, bulk in (("interactive", False), ("bulk", True)):
                 load = queue.load(bulk)

@@ -193,6 +193,17 @@ class Settings(BaseSettings):
         description="Placement profile whose rules hold from the start, by its name or the path of a .yaml (docs/scheduler.md); "
         "its idle time and its models on a device take the place of the two settings above.",
     )
+    scheduler_replicas: int = Field(
+        1,
+        ge=1,
+        description="Instances that the scheduler may give one model while work waits for it and there is memory; 1 adds none. "
+        "Each takes the memory of the model once more. It pays where one instance leaves cores, or another GPU, unused.",
+    )
+    scheduler_replica_wait_seconds: float = Field(2.0, gt=0, description="A model gets one more when work waits for longer ...")
+    scheduler_replica_sustained_seconds: float = Field(10.0, ge=0, description="... and has done so for this long.")
+    scheduler_replica_idle_seconds: float = Field(
+        300.0, gt=0, description="One goes again when hardly anything has waited, and half of them had nothing to do, for so long."
+    )
     scheduler_load_seconds: float = Field(600.0, gt=0, description="A load that takes longer is given up.")
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         "highest",

@@ -15,7 +15,7 @@ MODELS = ("lj-argon", "sevennet-0", "chgnet-0.3.0", "sevennet-mf-0", "d3bj-pbe")
 ALONE = {
     "chaos": None,
     "api": {"test_behaviour", "test_crash", "test_kills", "test_queue", "test_tasks"},
-    "integration": {"test_bench", "test_concurrent_clients", "test_loadtest", "test_scheduler"},
+    "integration": {"test_bench", "test_concurrent_clients", "test_loadtest", "test_replicas", "test_scheduler"},
 }
 """Folder -> files, None for all of them."""
 

@@ -22,7 +22,7 @@ import numpy as np
 from forcefields.base import Result
 from forcefields.catalogue import HERE, Family, Variant
 from forcefields.cost import Cost
-from forcefields.processes import processes
+from forcefields.processes import processes, siblings
 from forcefields.runtime import golden
 from forcefields.runtime.arithmetic import Arithmetic
 from forcefields.runtime.engine import DEFAULT_OUTPUTS, Engine
@@ -285,8 +285,9 @@ def write_report(
     state: Path, variant: Variant, device: str, seconds: float, report: GateReport, cost: Cost, arithmetic: Arithmetic
 ) -> None:
     """Tells supervisor and gateway that a model is ready, how its gate went, and what its passes cost."""
+    path = state / "reports" / f"{variant.name}.json"
     write_json(
-        state / "reports" / f"{variant.name}.json",
+        path,
         {
             "model": variant.name,
             "ready": True,
@@ -299,6 +300,7 @@ def write_report(
             "checkpoint_sha256": variant.checkpoint.sha256,
             "cost": cost.as_dict(),
             "pid": os.getpid(),
+            "pids": [*_others(path), os.getpid()],
             "namespace": processes(),
             "resident_mb": _resident_mb(),
             "time": time.time(),
@@ -308,11 +310,17 @@ def write_report(
 
 def write_failure(state: Path, name: str, error: ForcegateError) -> None:
     """Tells supervisor and gateway why a model is not served."""
-    told = error.as_dict()
-    write_json(
-        state / "reports" / f"{name}.json",
-        {"model": name, "ready": False, "error": told, "pid": os.getpid(), "namespace": processes(), "time": time.time()},
-    )
+    path, told = state / "reports" / f"{name}.json", error.as_dict()
+    process = {"pid": os.getpid(), "pids": _others(path), "namespace": processes()}
+    write_json(path, {"model": name, "ready": False, "error": told, **process, "time": time.time()})
+
+
+def _others(path: Path) -> list[int]:
+    """The processes of the model that run beside this one: its other instances, or a copy that this one replaces."""
+    try:
+        return siblings(map(int, json.loads(path.read_text()).get("pids", ())))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -7,7 +7,9 @@ condemned: it is answered by an error and never evaluated again by this model. E
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -31,23 +33,28 @@ _COUNT = struct.Struct("<I")
 
 
 class Journal:
-    """The journal of one model instance, in two files: the pass that runs now, and what is held against structures.
+    """The journal of one model process, in two files: the pass that runs now, and what is held against structures.
+
+    Processes of one model, instances or a new copy beside an old one, each have a file of their pass, and what is held against
+    structures in common. The kernel frees a file with the end of its process; the next process reads it.
 
     Args:
-        path: without suffix; ``.pass`` and ``.json`` are added.
+        path: of the model, without suffix; ``.pass`` and ``.json`` are added.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._charges_path = path.with_name(path.name + ".json")
         self._charges = self._read_charges()
-        self._file = os.open(path.with_name(path.name + ".pass"), os.O_RDWR | os.O_CREAT, 0o600)
         self._steps: dict[object, Sequence[bytes]] = {}
         self._writing = threading.Lock()
-        died_in = self._read_pass()
-        self._write_pass(None, ())
-        if died_in:
-            self._charge(died_in)
+        self._file, *others = _free(path)
+        for file in (*others, self._file):
+            if died_in := _read_pass(file):
+                self._charge(died_in)
+            os.pwrite(file, _COUNT.pack(0), 0)
+        for file in others:
+            os.close(file)
 
     @property
     def empty(self) -> bool:
@@ -82,6 +89,7 @@ class Journal:
 
     def _charge(self, died_in: list[bytes]) -> None:
         alone = len(died_in) == 1
+        self._charges = self._read_charges()  # another process may have written since
         for entry in died_in:
             lone, _ = self._charges.get(entry.hex(), (0, 0.0))
             self._charges[entry.hex()] = (lone + alone, time.time())
@@ -89,6 +97,7 @@ class Journal:
         self._write_charges()
 
     def _acquit(self, digests: Sequence[bytes]) -> None:
+        self._charges = self._read_charges()
         if [self._charges.pop(entry.hex()) for entry in digests if entry.hex() in self._charges]:
             self._write_charges()
 
@@ -115,12 +124,30 @@ class Journal:
             present = [entry for entries in self._steps.values() for entry in entries]
             os.pwrite(self._file, _COUNT.pack(len(present)) + b"".join(present), 0)
 
-    def _read_pass(self) -> list[bytes]:
-        head = os.pread(self._file, _COUNT.size, 0)
-        if len(head) < _COUNT.size:
-            return []
-        body = os.pread(self._file, _COUNT.unpack(head)[0] * DIGEST, _COUNT.size)
-        return [body[k : k + DIGEST] for k in range(0, len(body) - DIGEST + 1, DIGEST)]
+
+def _read_pass(file: int) -> list[bytes]:
+    head = os.pread(file, _COUNT.size, 0)
+    if len(head) < _COUNT.size:
+        return []
+    body = os.pread(file, _COUNT.unpack(head)[0] * DIGEST, _COUNT.size)
+    return [body[k : k + DIGEST] for k in range(0, len(body) - DIGEST + 1, DIGEST)]
+
+
+def _free(path: Path) -> list[int]:
+    """The files of passes that no living process has, at least one, each locked until this process ends or closes it."""
+    found: list[int] = []
+    for number in itertools.count():
+        name = path.with_name(f"{path.name}.{number}.pass" if number else f"{path.name}.pass")
+        if found and not name.exists():
+            break
+        file = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+        else:
+            found.append(file)
+    return found
 
 
 def digest(structure: Structure, head: str) -> bytes:

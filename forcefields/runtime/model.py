@@ -75,7 +75,7 @@ class TritonPythonModel:
         found = calibration.calibrated(engine, device, *gate.memory_of_calibration(self._settings, variant, family, device))
         engine.size, engine.limits = found.size, replace(limits, edges=found.cost.edges)
         # From here on: a process that somebody kills during its gate says nothing against the gate's structures.
-        engine.journal = Journal(self._settings.state / "journal" / args["model_instance_name"])
+        engine.journal = Journal(self._settings.state / "journal" / name)
         self._specs = {spec.name: spec for spec in contract.output_specs(variant.extra_outputs)}
         self._memory = memory.Memory(self._settings.state / "memory" / f"{name}.json", device)
         self._teller = Teller((Metrics(name, pb_utils).observe, self._memory.observe), _note)

@@ -66,7 +66,7 @@ def _devices(devices: list[dict[str, Any]]) -> Table:
 
 def _models(models: list[dict[str, Any]]) -> Table:
     table = Table(title="models", title_justify="left")
-    for column in ("model", "state", "device", "memory", "unused for", "note"):
+    for column in ("model", "state", "device", "instances", "memory", "unused for", "note"):
         table.add_column(column)
     for model in sorted(models, key=lambda model: (model["device"] is None, model["model"])):
         error = model["error"] or {}
@@ -75,7 +75,8 @@ def _models(models: list[dict[str, Any]]) -> Table:
         table.add_row(
             escape(model["model"]),
             f"[green]{model['state']}[/]" if model["state"] == "resident" else model["state"],
-            escape(model["device"] or "-"),
+            escape(", ".join(model["instances"]) or "-"),
+            " + ".join(map(str, model["instances"].values())) or "-",
             f"{model['memory_mb']} MB" if model["memory_mb"] else "-",
             "-" if model["idle_seconds"] is None else f"{model['idle_seconds']:.0f} s",
             escape(note),

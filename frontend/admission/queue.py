@@ -31,9 +31,9 @@ WINDOW_SECONDS: Final = 0.25
 """Work that is handed over to Triton at once. Half of it is being computed and half is the next batch, and a batch that takes an
 eighth of a second makes nothing of the milliseconds between two of them. An interactive request waits for so long behind bulk."""
 WINDOW_PASSES: Final = 2.0
-"""Full forward passes that may be handed over whatever they take."""
+"""Full forward passes that may be handed over, for each instance of the model, whatever they take."""
 WINDOW_STRUCTURES: Final = 2 * MAX_BATCH_SIZE
-"""Structures that may be handed over, however little they take."""
+"""Structures that may be handed over for each instance, however little they take."""
 PATIENCE_SECONDS: Final = 1.0
 DOUBT: Final = 2.0
 """Work is refused for its deadline when it would be late by this factor: estimates are not better than that."""
@@ -128,6 +128,8 @@ class ModelQueue:
     ) -> None:
         self.limit, self.clock = limit, clock
         self.correction = Correction()
+        self.instances = 1
+        """Of the model in Triton: each needs its next pass there. Seconds are those until the answer, whoever computes."""
         self._pass_atoms = pass_atoms
         self._on_refusal, self._on_turn = on_refusal, on_turn
         self._interactive, self._bulk = _Class(), _Class()
@@ -251,8 +253,8 @@ class ModelQueue:
         if not self._handed_over:
             return False
         enough = self._handed_over_seconds * self.correction.factor >= WINDOW_SECONDS
-        passes = self._handed_over_atoms / self._pass_atoms >= WINDOW_PASSES
-        return (enough and passes) or self._handed_over_structures >= WINDOW_STRUCTURES
+        passes = self._handed_over_atoms / self._pass_atoms >= WINDOW_PASSES * self.instances
+        return (enough and passes) or self._handed_over_structures >= WINDOW_STRUCTURES * self.instances
 
     def _count(self, place: Place, sign: int) -> None:
         self._handed_over += sign

@@ -25,8 +25,8 @@ REASON: Final = "profile"
 
 
 async def apply(owner: Owner, policy: Policy, wanted: Sequence[str]) -> None:
-    """From now on ``policy`` holds; when this returns, the models ``wanted`` are resident, and beside them those that are pinned or
-    in use.
+    """From now on ``policy`` holds; when this returns, the models ``wanted`` are resident, with their replicas as far as there is
+    room, and beside them those that are pinned or in use.
 
     Without ``wanted`` the rules change and nothing is unloaded but what they forbid.
 
@@ -42,6 +42,8 @@ async def apply(owner: Owner, policy: Policy, wanted: Sequence[str]) -> None:
     for model in wanted:
         await _leave(owner, [life for life in _misplaced(owner) if life.model == model])
         await _bring(owner, model, wanted)
+    for model in wanted:
+        await owner.scaled(model)
     kept = {*wanted, *policy.pinned, *_in_use(owner)} if wanted else set(owner.lives)
     await _leave(owner, [life for life in _resident(owner) if life.model not in kept] + _misplaced(owner))
 
@@ -93,4 +95,9 @@ def _resident(owner: Owner) -> list[Life]:
 
 def _misplaced(owner: Owner) -> list[Life]:
     """Those on a device that the policy has for others."""
-    return [life for life in _resident(owner) if not owner.cluster.allowed(life.model)[owner.cluster.position[life.device]]]
+    cluster = owner.cluster
+    return [
+        life
+        for life in _resident(owner)
+        if not all(cluster.allowed(life.model)[cluster.position[device]] for device in life.instances)
+    ]

@@ -7,14 +7,14 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from forcefields.cost import Cost
 from forcegate.errors import ForcegateError, ModelNotReady
 from frontend.scheduler.cluster import Cluster
 from frontend.scheduler.device import Device
-from frontend.scheduler.footprint import Footprints
+from frontend.scheduler.footprint import BASE_MB, Footprints
 from frontend.scheduler.life import Life, Tally
 from frontend.scheduler.policy import Policy
 from frontend.scheduler.quarantine import Ward
@@ -40,6 +40,19 @@ class Machine(Protocol):
 
     async def unload(self, model: str) -> None:
         """Unloads a model; what it is evaluating is finished first."""
+
+    async def scale(self, model: str, instances: Sequence[tuple[Device, int]]) -> None:
+        """Gives a loaded model so many instances on each of these devices, and none on others. Those that stay go on meanwhile.
+
+        Raises:
+            ForcegateError: one could not be started; it is as before.
+        """
+
+    def steady(self, model: str) -> bool:
+        """Whether nothing else is being done with a loaded model: it is not being brought back."""
+
+    def processes(self, model: str) -> int:
+        """How many processes of the model ``look`` has found."""
 
     def look(self) -> None:
         """Finds the processes that there are now."""
@@ -92,6 +105,10 @@ class Carrier(ABC):
     @abstractmethod
     def go_on(self, life: Life) -> None:
         """What was under way with a model has ended, or one of those who hold it has given it back."""
+
+    @abstractmethod
+    def evict(self, model: str, reason: str) -> None:
+        """The model leaves, as soon as it can."""
 
     @abstractmethod
     def relieve(self, newest: str = "") -> None:
@@ -158,13 +175,13 @@ class Carrier(ABC):
 
     async def _load_failed(self, life: Life, device: Device, error: ForcegateError) -> None:
         """What is left of it is ended before anybody else gets its place."""
-        await self._clear(life, device, 0.0)
+        await self._clear(life, 0.0)
         now = self.clock()
         life.error = error
         self.tally.failures[error.code] += 1
         for at in list(self.cluster.homes(life.model)):
             self.cluster.remove(life.model, at)
-        life.device, life.memory_mb = "", 0
+        life.away()
         life.residency.load_failed(error.detail, now)
         log.error("load failed", extra={"model": life.model, "device": device.id, "code": error.code, "detail": error.detail})
         if error.retryable:
@@ -173,52 +190,75 @@ class Carrier(ABC):
 
     async def _unload(self, life: Life) -> None:
         """Unloads, and waits until the processes are gone and their memory with them."""
-        device = self.cluster.devices[self.cluster.position[life.device]]
         began = self.clock()
         try:
             await self._machine.unload(life.model)
         except ForcegateError as error:
             log.warning("unload failed", extra={"model": life.model, "detail": error.detail})
         life.residency.unloaded(self.clock())
-        held, left = life.memory_mb, await self._clear(life, device, GONE_SECONDS)
+        held, left = life.memory_mb, await self._clear(life, GONE_SECONDS)
         if left:
             self.tally.not_given_back += 1
             log.error("memory was not given back: process ended", extra={"model": life.model, "held_mb": held, "left_mb": left})
         life.residency.gone(self.clock())
         for at in list(self.cluster.homes(life.model)):
             self.cluster.remove(life.model, at)
-        life.device, life.memory_mb = "", 0
+        life.away()
         log.info("unloaded", extra={"model": life.model, "seconds": round(self.clock() - began, 2), "given_back_mb": held})
         self.departed(life.model)
 
-    async def _clear(self, life: Life, device: Device, patience: float) -> int:
+    async def _clear(self, life: Life, patience: float) -> int:
         """Waits until the model holds nothing; after ``patience`` its processes are ended. Returns what it held until then."""
         until = self.clock() + patience
-        while (left := self._left(life, device)) and self.clock() < until:  # noqa: ASYNC110
+        while (left := self._left(life)) and self.clock() < until:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)
         if not left:
             return 0
         self._machine.end(life.model)
-        while self._left(life, device):  # noqa: ASYNC110
+        while self._left(life):  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)
         return left
 
-    def _left(self, life: Life, device: Device) -> int:
+    def _left(self, life: Life) -> int:
         self._machine.look()
-        return self._machine.held_mb(life.model, device)
+        return sum(self._machine.held_mb(life.model, device) for device in self._on(life))
+
+    def _on(self, life: Life) -> list[Device]:
+        """The devices that a model is on."""
+        return [self.cluster.devices[self.cluster.position[name]] for name in life.instances]
+
+    def estimate(self, model: str) -> int:
+        """MB that one instance of the model is expected to hold. One that was never measured gets what its family's largest holds,
+        and never more than a device has: it is loaded into an empty one then, and measured."""
+        kind = self.cluster.devices[0].kind if self.cluster.devices else "cpu"
+        measured = self._footprints.measured(kind)
+        if model in measured:
+            return self._footprints.of(model, kind).need_mb(0, self.largest)
+        family = self._machine.family(model)
+        kin = [mb for name, mb in measured.items() if self._machine.family(name) == family]
+        if kin:
+            return max(kin)
+        pinned = sum(r.base_mb for there in self.cluster.residents for r in there.values() if r.model in self.policy.pinned)
+        return max(min(BASE_MB, self.largest - pinned), 1)
 
     def measure(self, life: Life) -> None:
         """Takes what the model holds now into its footprint and into the plan."""
-        if not life.device or life.residency.state not in ("resident", "leaving"):
+        # While an instance comes or goes nobody can tell what each of them holds; the plan has the estimate.
+        if not life.device or life.scaling or life.residency.state not in ("resident", "leaving"):
             return
-        device = self.cluster.devices[self.cluster.position[life.device]]
-        life.memory_mb = self._machine.held_mb(life.model, device)
-        known = self._footprints.of(life.model, device.kind)
-        if life.memory_mb > known.base_mb * GROWTH:
-            self._footprints.measured_base(life.model, device.kind, life.memory_mb)
-        for at in self.cluster.homes(life.model):
-            # It will come to hold again what it held before.
-            self.cluster.measured_base(life.model, at, known.need_mb(life.memory_mb, self.largest) if life.memory_mb else 0)
+        life.held = {device.id: self._machine.held_mb(life.model, device) for device in self._on(life)}
+        # A copy that takes another one's place is beside it for a while, and says nothing of what one of them holds.
+        whole = self._machine.processes(life.model) == sum(life.instances.values())
+        for device in self._on(life):
+            count, held = life.instances[device.id], life.held[device.id]
+            each = math.ceil(held / count)
+            known = self._footprints.of(life.model, device.kind)
+            if whole and each > known.base_mb * GROWTH:
+                self._footprints.measured_base(life.model, device.kind, each)
+            if held:
+                # It will come to hold again what it held before.
+                at = self.cluster.position[device.id]
+                self.cluster.measured_base(life.model, at, count * known.need_mb(each, self.largest))
 
     def govern(self, policy: Policy) -> None:
         """Other rules hold from now on; nothing is loaded or unloaded for that alone."""

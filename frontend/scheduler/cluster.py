@@ -28,9 +28,9 @@ class Resident:
     """A model on a device.
 
     Attributes:
-        base_mb: what it holds while it computes nothing.
+        base_mb: what it holds while it computes nothing, all its instances here together.
         work_mb: what its work in flight holds on top.
-        slots: pieces of work that it takes at once (its instances).
+        slots: pieces of work that it takes at once (its instances here).
         loaded: whether it answers; before that its memory is spoken for already.
         leaving: it gets no new work, so that it can be evicted.
         doubled: it is being reloaded, and the old copy answers meanwhile.
@@ -194,6 +194,27 @@ class Cluster:
     def reload(self, model: str, at: int) -> None:
         """A second copy is being loaded beside the one that answers."""
         self.residents[at][model].doubled = True
+        self._recount(at)
+
+    def more(self, model: str, at: int, base_mb: int, now: float) -> None:
+        """One more instance of a model that is somewhere already is being loaded; its memory is spoken for."""
+        resident = self.residents[at].get(model)
+        if resident is None:
+            self.put(Resident(model, base_mb, now, last_used=now), at)
+            return
+        resident.slots, resident.base_mb = resident.slots + 1, resident.base_mb + base_mb
+        self._recount(at)
+
+    def fewer(self, model: str, at: int) -> None:
+        """One instance of a model is gone from a device, and the model with the last of them."""
+        resident = self.residents[at].get(model)
+        if resident is None:
+            return
+        if resident.slots == 1:
+            self.remove(model, at)
+            return
+        resident.base_mb -= resident.base_mb // resident.slots
+        resident.slots -= 1
         self._recount(at)
 
     def start(self, model: str, at: int, work_mb: int, now: float) -> None:

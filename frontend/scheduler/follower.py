@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,8 @@ class Follower:
         self.state: dict[str, Any] | None = None
         """What the owner told last; None where there is none."""
         self.told_at = float("-inf")
+        self.waiting: Callable[[], Mapping[str, float]] = dict
+        """Gives the seconds that work waits here, by model: the owner is told with the uses."""
 
     async def run(self) -> None:
         """Follows until it is cancelled."""
@@ -209,7 +211,7 @@ class Follower:
             busy = {name for name, count in self._lease.uses.items() if count} | self._used
             self._used.clear()
             if busy:
-                self._send({"used": sorted(busy)})
+                self._send({"used": sorted(busy), "waiting": dict(self.waiting())})
 
     def _disconnected(self) -> None:
         if self._writer is not None:

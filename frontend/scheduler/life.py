@@ -11,10 +11,16 @@ from typing import Any, Final, Protocol
 
 from forcegate.errors import ForcegateError
 from frontend.scheduler.policy import PRIORITIES
+from frontend.scheduler.replicas import History
 from frontend.scheduler.residency import Residency
 
 LOAD_BUCKETS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 WAIT_BUCKETS: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+SCALINGS: Final = (
+    *("out queue", "out profile", "out failed"),
+    *("in idle", "in room", "in over budget", "in profile", "in drain", "in failed"),
+)
+"""What may become of the number of a model's instances; a counter that begins at 1 has increased for nobody."""
 
 
 class Client(Protocol):
@@ -57,12 +63,16 @@ class Life:
     """One model.
 
     Attributes:
-        device: id of the device that it is on, or is going to; empty for none.
+        device: id of the device that it is on, or is going to; empty for none. Of several the first.
+        instances: how many there are on each device.
+        scaling: their number is being changed; ``shrinking``: it is made less.
+        history: of their load.
+        grow_at: when one more may be tried after ``grow_failures`` in a row that have failed.
         dtype: that it shall run in; empty for its own.
         holders: clients that may have work in flight.
         behind: models that have to be gone before its load begins.
         work: the load or the unload that is under way.
-        memory_mb: what its processes hold, as of the last measurement.
+        held: MB that its processes hold of each device, as of the last measurement.
         avoid: the device that it ran out of memory on, when there was room on another one.
         moved_at: when it was last moved for that reason.
         ran_out_at: when it last ran out of memory.
@@ -73,16 +83,35 @@ class Life:
     model: str
     residency: Residency = field(default_factory=Residency)
     device: str = ""
+    instances: dict[str, int] = field(default_factory=dict)
+    scaling: bool = False
+    shrinking: bool = False
+    history: History = field(default_factory=History)
+    grow_failures: int = 0
+    grow_at: float = -math.inf
     dtype: str = ""
     holders: set[Client] = field(default_factory=set)
     behind: set[str] = field(default_factory=set)
     work: asyncio.Task[None] | None = None
-    memory_mb: int = 0
+    held: dict[str, int] = field(default_factory=dict)
     avoid: str = ""
     moved_at: float = -math.inf
     ran_out_at: float = -math.inf
     evicted: str = ""
     error: ForcegateError | None = None
+
+    def at(self, device: str) -> None:
+        """One instance of it is on this device, or is going to be, and no other."""
+        self.device, self.instances = device, {device: 1}
+
+    def away(self) -> None:
+        """It is on no device."""
+        self.device, self.instances, self.held, self.history = "", {}, {}, History()
+
+    @property
+    def memory_mb(self) -> int:
+        """What its processes hold, as of the last measurement."""
+        return sum(self.held.values())
 
     @property
     def state(self) -> str:
@@ -98,6 +127,7 @@ class Life:
             "model": self.model,
             "state": self.state,
             "device": self.device or None,
+            "instances": dict(self.instances),
             "memory_mb": self.memory_mb or None,
             "pinned": pinned,
             "idle_seconds": None if last_used is None else round(max(now - last_used, 0.0), 1),
@@ -131,6 +161,7 @@ class Tally:
         decisions: by action (``load``, ``evict``, ``wait``, ``refuse``); a decision to wait counts once for each ask and model.
         evictions: by reason (``room``, ``idle``, ``asked``, ``drain``, ``over budget``, ``out of memory``,
             ``profile``).
+        scalings: instances that were added (``out``) and taken away (``in``), with the reason, and attempts that failed.
         failures: loads that failed, by the error's code.
         faults: of devices, by id: loads that failed for a reason that may be the device's, models that stopped answering.
         out_of_memory: calls of a model that ran out of memory.
@@ -140,6 +171,7 @@ class Tally:
     decisions: Counter[str] = field(default_factory=Counter)
     loads: Counter[str] = field(default_factory=Counter)
     evictions: Counter[str] = field(default_factory=Counter)
+    scalings: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(SCALINGS, 0)))
     failures: Counter[str] = field(default_factory=Counter)
     not_given_back: int = 0
     quarantines: int = 0
@@ -154,6 +186,7 @@ class Tally:
             "decisions": dict(self.decisions),
             "loads": dict(self.loads),
             "evictions": dict(self.evictions),
+            "scalings": dict(self.scalings),
             "failures": dict(self.failures),
             "not_given_back": self.not_given_back,
             "quarantines": self.quarantines,

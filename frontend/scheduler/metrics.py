@@ -31,6 +31,7 @@ class SchedulerMetrics(Collector):
         yield _counter("loads", "Loads that ended well.", "model", stats.get("loads", {}))
         yield _counter("load_failures", "Loads that failed, by the code of their error.", "code", stats.get("failures", {}))
         yield _counter("evictions", "Models that were unloaded, by reason.", "reason", stats.get("evictions", {}))
+        yield _scalings(stats.get("scalings", {}))
         yield _counter("out_of_memory", "Calls of a model that ran out of memory.", "model", stats.get("out_of_memory", {}))
         none = {device["id"]: 0 for device in state.get("devices", ())}
         yield _counter("device_faults", "Faults that may be a device's.", "device", none | stats.get("faults", {}))
@@ -68,10 +69,23 @@ def _devices(devices: Any) -> Iterator[Metric]:
 
 def _models(models: Mapping[str, Any]) -> Iterator[Metric]:
     memory = GaugeMetricFamily("forcegate_model_memory_mb", "Memory that a resident model holds.", labels=("model", "device"))
+    replicas = GaugeMetricFamily("forcegate_scheduler_replicas", "Instances of a resident model.", labels=("model", "device"))
     for name, model in models.items():
         if model["memory_mb"]:
             memory.add_metric((name, model["device"] or ""), model["memory_mb"])
-    yield memory
+        if model["state"] == "resident":
+            for device, count in model["instances"].items():
+                replicas.add_metric((name, device), count)
+    yield from (memory, replicas)
+
+
+def _scalings(told: Mapping[str, float]) -> Metric:
+    labels = ("direction", "reason")
+    family = CounterMetricFamily("forcegate_scheduler_scalings", "Instances added and taken away, by reason.", labels=labels)
+    for name, count in told.items():
+        direction, _, reason = name.partition(" ")
+        family.add_metric((direction, reason), count)
+    return family
 
 
 def _heartbeat(told: Mapping[str, Any]) -> Iterator[Metric]:

@@ -19,11 +19,10 @@ import numpy as np
 
 from forcegate.errors import ForcegateError, ModelNotReady, NoRoom
 from frontend.scheduler import eviction
-from frontend.scheduler.carrier import Carrier
-from frontend.scheduler.footprint import BASE_MB
 from frontend.scheduler.life import Ask, Client, Life
 from frontend.scheduler.placement import Decision, Demand, decide
 from frontend.scheduler.policy import PRIORITIES, TASK_PRIORITY
+from frontend.scheduler.scaling import Scaler
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +32,11 @@ MOVE_SECONDS: Final = 600.0
 """A model that ran out of memory is moved to another device no more often: where it fits on none, moving does not help."""
 
 
-class Owner(Carrier):
+class Owner(Scaler):
     """See the module; ``Carrier`` has the arguments."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self.asks: list[Ask] = []
         self._told: set[tuple[str, int, str]] = set()
 
     # What clients say.
@@ -64,6 +62,7 @@ class Owner(Carrier):
     def gone(self, client: Client) -> None:
         """It has ended; what it held is free, and nobody waits for what it asked for."""
         self.asks = [ask for ask in self.asks if ask.client is not client]
+        self._waits.pop(client, None)
         for life in list(self.lives.values()):
             self.release(client, life.model)
 
@@ -125,6 +124,9 @@ class Owner(Carrier):
         if decision.action == "evict" and (used := self._gathering(ask, decision, now)):
             decision = Decision("wait", reasons=(f"others use {used}, which would have to go",))
             ask.why = decision.reasons[0]
+        if decision.action in ("evict", "wait") and (other := self.make_way(self.cluster.usable & self.cluster.allowed(model))):
+            decision = Decision("wait", reasons=(f"{other} gives up an instance",))
+            ask.why = decision.reasons[0]
         if decision.action == "wait" and self._never(ask):
             decision = Decision("refuse", reasons=(f"{' and '.join(ask.models)} do not fit beside each other",))
             ask.why = decision.reasons[0]
@@ -150,20 +152,6 @@ class Owner(Carrier):
         room = float(np.maximum(self.cluster.total - self.policy.margin_mb, 0.0).sum())
         return len(ask.models) > 1 and sum(self.estimate(model) for model in ask.models) > room
 
-    def estimate(self, model: str) -> int:
-        """MB that the model is expected to hold. One that was never measured gets what its family's largest holds, and never more
-        than a device has: it is loaded into an empty one then, and measured."""
-        kind = self.cluster.devices[0].kind if self.cluster.devices else "cpu"
-        measured = self._footprints.measured(kind)
-        if model in measured:
-            return self._footprints.of(model, kind).need_mb(0, self.largest)
-        family = self._machine.family(model)
-        kin = [mb for name, mb in measured.items() if self._machine.family(name) == family]
-        if kin:
-            return max(kin)
-        pinned = sum(r.base_mb for there in self.cluster.residents for r in there.values() if r.model in self.policy.pinned)
-        return max(min(BASE_MB, self.largest - pinned), 1)
-
     def _make_room(self, decision: Decision, model: str) -> None:
         for victim in decision.evictions:
             self.life(model).behind.add(victim)
@@ -178,7 +166,8 @@ class Owner(Carrier):
 
     def _place(self, life: Life, decision: Decision, base_mb: int, now: float) -> None:
         """The model is in the plan from now on; its load begins when those that it displaces are gone."""
-        life.device, life.error, life.evicted = decision.device, None, ""
+        life.at(decision.device)
+        life.error, life.evicted = None, ""
         self.cluster.load(life.model, decision.at, base_mb, now)
         log.info(
             "placed",
@@ -269,17 +258,6 @@ class Owner(Carrier):
         told.retry_after = again
         return told
 
-    def relieve(self, newest: str = "") -> None:
-        """Evicts where models have come to hold more than there is, the least recently used first, ``newest`` last."""
-        for at, there in enumerate(self.cluster.residents):
-            loaded = [r for r in there.values() if r.loaded and r.model not in self.policy.pinned]
-            for resident in sorted(loaded, key=lambda r: (r.model == newest, r.last_used)):
-                # What is on its way out is as good as gone.
-                staying = [r.held_mb for r in there.values() if not r.leaving]
-                if float(self.cluster.total[at] - self.policy.margin_mb) >= sum(staying) or len(staying) < 2:
-                    break
-                self.evict(resident.model, "over budget")
-
     def ran_out(self, model: str, edges: int, times: int) -> None:
         """Calls of a model ran out of memory on passes of so many pairs: it is given a fifth more from now on.
 
@@ -310,7 +288,7 @@ class Owner(Carrier):
     async def room_made(self, model: str) -> None:
         """Returns when those that left for a model's sake are gone."""
         device = self.life(model).device
-        for life in [each for each in self.lives.values() if each.device == device and each.evicted == "over budget"]:
+        for life in [each for each in self.lives.values() if device in each.instances and each.evicted == "over budget"]:
             await self.departure(life)
 
     def tick(self) -> None:
@@ -327,6 +305,7 @@ class Owner(Carrier):
             self.relieve()
             for _, model in eviction.expired(self.cluster, now):
                 self.evict(model, "idle")
+            self.rescale()
             self._told &= {(ask.client.name, ask.id, model) for ask in self.asks for model in ask.models}
         self.step()
 
@@ -335,7 +314,8 @@ class Owner(Carrier):
         life, now = self.life(model), self.clock()
         if life.device or life.work is not None or device not in self.cluster.position:
             return
-        life.device, life.dtype, life.evicted, life.error = device, dtype, "", None
+        life.at(device)
+        life.dtype, life.evicted, life.error = dtype, "", None
         self._machine.look()
         life.residency.want(now)
         life.residency.state, life.residency.failures = "resident", 0
@@ -353,7 +333,8 @@ class Owner(Carrier):
             client.recall(model)
         life.holders.clear()
         life.residency.gone(self.clock())
-        life.device, life.memory_mb, life.evicted = "", 0, why
+        life.away()
+        life.evicted = why
         self.departed(model)
 
     def fault(self, device: str, why: str) -> None:
@@ -378,8 +359,9 @@ class Owner(Carrier):
         """Everything leaves a device; what is asked for again is placed elsewhere."""
         health = self.ward.of(device)
         self.cluster.bar(device, "" if health.takes_work else f"{health.state}: {health.reason}")
-        for model in [life.model for life in self.lives.values() if life.device == device]:
-            self.evict(model, reason)
+        for life in [life for life in self.lives.values() if device in life.instances]:
+            if not self.shed(life, device, reason):
+                self.evict(life.model, reason)
 
     async def close(self) -> None:
         """Nothing is begun any more; what is under way is left to Triton's own end."""

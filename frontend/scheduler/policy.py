@@ -28,6 +28,11 @@ class Policy:
         gather_seconds: how long a task waits at most while others use what would have to go for its model.
         scale_out_seconds: a model whose tasks wait longer than this may get another replica.
         replicas: the most devices that one model may be on.
+        least: instances that a model shall have, each on a device of its own, where there is room; 1 for those that are not named.
+        instances: the most that a model may have because work waits for it.
+        replica_wait_seconds: a model whose work waits for longer gets another instance ...
+        replica_sustained_seconds: ... when that has been so for this long.
+        replica_idle_seconds: one of several goes when it has not been needed for so long.
     """
 
     margin_mb: int = 2000
@@ -42,3 +47,8 @@ class Policy:
     gather_seconds: float = 20.0
     scale_out_seconds: float = 60.0
     replicas: int = 4
+    least: Mapping[str, int] = field(default_factory=dict)
+    instances: int = 1
+    replica_wait_seconds: float = 2.0
+    replica_sustained_seconds: float = 10.0
+    replica_idle_seconds: float = 300.0

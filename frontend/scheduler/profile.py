@@ -161,6 +161,7 @@ def policy(profile: Profile, catalogue: Catalogue, inventory: Sequence[Device]) 
     allowed: dict[str, tuple[str, ...]] = {}
     taken: dict[int, str] = {}
     reserved: dict[str, frozenset[str]] = {device.id: frozenset() for device in spare}
+    least: dict[str, int] = {}
     for group in profile.groups:
         ids = []
         for at in (at for at in group.devices if at < len(ordered)):
@@ -169,6 +170,8 @@ def policy(profile: Profile, catalogue: Catalogue, inventory: Sequence[Device]) 
             ids.append(taken.get(at, ordered[at].id))
         models = frozenset(_models(catalogue, group.families))
         allowed |= dict.fromkeys(models, tuple(ids))
+        if group.replicas > 1:
+            least |= dict.fromkeys(models, group.replicas)
         for device in ids:
             reserved[device] = reserved.get(device, frozenset()) | models
     return Policy(
@@ -179,6 +182,7 @@ def policy(profile: Profile, catalogue: Catalogue, inventory: Sequence[Device]) 
         allowed=allowed,
         reserved=reserved,
         replicas=max((group.replicas for group in profile.groups), default=1),
+        least=least,
     )
 
 

@@ -120,6 +120,7 @@ class Server:
                 self._owner.release(connection, model)
             case {"used": list(models)}:
                 self._owner.used(str(model) for model in models)
+                self._owner.waits(connection, _seconds(message.get("waiting")))
             case {"do": int(number), "what": str(what)}:
                 task = asyncio.create_task(self._do(connection, number, what, message))
                 self._running.add(task)
@@ -137,3 +138,10 @@ class Server:
         else:
             self._tell(self._state())  # whoever asks for the state after the answer finds what was done
             connection.tell({"done": number})
+
+
+def _seconds(told: object) -> dict[str, float]:
+    """Seconds by model; nothing where the message makes no sense."""
+    if not isinstance(told, Mapping):
+        return {}
+    return {str(model): float(seconds) for model, seconds in told.items() if isinstance(seconds, int | float)}

@@ -81,6 +81,7 @@ class Heartbeat:
         ask: evaluates a canary of the named model.
         dead: told of each model that is ended, and why.
         used: told which models others than the heartbeat have used.
+        counted: told at every look what Triton has counted.
         every: s after the last good answer in which a canary is sent; 0 for no heartbeat at all.
         patience: s without a good answer after which a model is dead.
         clock: monotonic time in s.
@@ -98,8 +99,10 @@ class Heartbeat:
         patience: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         cpu_seconds: Callable[[Iterable[int]], float] | None = None,
+        counted: Callable[[Mapping[str, Answers]], None] = lambda _: None,
     ) -> None:
         self._server, self._watch, self._ask, self._dead, self._used = server, watch, ask, dead, used
+        self._counted = counted
         self._every, self._patience, self._clock = every, max(patience, every), clock
         self._cpu_seconds = cpu_seconds or _cpu_seconds
         self._pulses: dict[str, Pulse] = {}
@@ -125,6 +128,7 @@ class Heartbeat:
             ServerUnavailable: Triton does not answer, which its keeper sees to.
         """
         answers, steady, now = await self._server.answers(), self._watch.steady(), self._clock()
+        self._counted(answers)
         for name in self._pulses.keys() - (steady.keys() & answers.keys()):
             _stop(self._pulses.pop(name))
         busy = []

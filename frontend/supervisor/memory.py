@@ -31,15 +31,16 @@ class Notes:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._read: dict[str, tuple[int, int, dict[int, float], dict[int, int]]] = {}
+        self._changed: dict[str, int] = {}
+        # Instances of one model write into one file by turns, each all that it knows.
+        self._read: dict[tuple[str, int], tuple[dict[int, float], dict[int, int]]] = {}
 
     def news(self, model: str, processes: Collection[int]) -> News:
         """What is new; nothing where the notes are of a process that is not among ``processes``, or cannot be read."""
         path = self._folder / f"{model}.json"
         try:
             changed = path.stat().st_mtime_ns
-            known = self._read.get(model)
-            if known is not None and known[1] == changed:
+            if self._changed.get(model) == changed:
                 return News()
             return self._taken(model, changed, json.loads(path.read_bytes()), processes)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -51,10 +52,10 @@ class Notes:
             return News()
         peaks = {int(edges): float(mb) for edges, mb in data["peaks"]}
         ran_out = {int(edges).bit_length(): (int(edges), int(times)) for edges, times in data["ran_out"]}
-        before = self._read.get(model)
-        told, counted = ({}, {}) if before is None or before[0] != pid else before[2:]
+        told, counted = self._read.get((model, pid), ({}, {}))
         counts = {size: times for size, (_, times) in ran_out.items()}
-        self._read[model] = pid, changed, peaks, counts
+        self._read = {key: known for key, known in self._read.items() if key[0] != model or key[1] in processes}
+        self._read[model, pid], self._changed[model] = (peaks, counts), changed
         return News(
             tuple((edges, mb) for edges, mb in peaks.items() if told.get(edges) != mb),
             tuple(

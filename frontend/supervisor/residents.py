@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from forcefields import catalogue as catalogues
@@ -18,18 +18,19 @@ from frontend.scheduler.application import apply
 from frontend.scheduler.device import Device
 from frontend.scheduler.footprint import Footprints
 from frontend.scheduler.inventory import Inventory, readers
-from frontend.scheduler.life import Ask
 from frontend.scheduler.owner import Owner
 from frontend.scheduler.plan import devices_for
-from frontend.scheduler.policy import PRIORITIES, Policy
+from frontend.scheduler.policy import Policy
 from frontend.scheduler.profile import Profile
 from frontend.scheduler.server import Server
 from frontend.settings import Settings
 from frontend.supervisor.heartbeat import Heartbeat
 from frontend.supervisor.memory import Notes
+from frontend.supervisor.overview import overview
+from frontend.supervisor.rates import Rates
 from frontend.supervisor.watch import ModelWatch
 from frontend.triton import canary
-from frontend.triton.control import ModelState, TritonControl
+from frontend.triton.control import Answers, ModelState, TritonControl
 from frontend.triton.reports import Reports, resident_mb
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,16 @@ class Residents:
         self._applying = asyncio.Lock()
         self._profile = settings.scheduler_profile
         self.heartbeat = Heartbeat(
-            control, watch, self._canary, self._dead, self._used, settings.heartbeat_seconds, settings.heartbeat_dead_seconds
+            control,
+            watch,
+            self._canary,
+            self._dead,
+            self._used,
+            settings.heartbeat_seconds,
+            settings.heartbeat_dead_seconds,
+            counted=self._counted,
         )
+        self._rates = Rates()
         self.groups: dict[str, list[dict[str, Any]]] = {}
         """The instance_group of each model that was placed here, for when it has to be brought back."""
 
@@ -103,8 +112,16 @@ class Residents:
         settings = self._settings
         made = profiles.policy(profile, self.catalogue, self.inventory.devices)
         pinned = made.pinned | {self.catalogue.resolve(name).name for name in settings.scheduler_pinned}
-        # A budget that a person has set is exact.
-        return replace(made, margin_mb=0 if settings.scheduler_memory_gb and self._on_cpu else made.margin_mb, pinned=pinned)
+        return replace(
+            made,
+            # A budget that a person has set is exact.
+            margin_mb=0 if settings.scheduler_memory_gb and self._on_cpu else made.margin_mb,
+            pinned=pinned,
+            instances=settings.scheduler_replicas,
+            replica_wait_seconds=settings.scheduler_replica_wait_seconds,
+            replica_sustained_seconds=settings.scheduler_replica_sustained_seconds,
+            replica_idle_seconds=settings.scheduler_replica_idle_seconds,
+        )
 
     def _fitting(self, profile: Profile, name: str) -> Policy:
         """The same for a profile that somebody has named.
@@ -152,10 +169,7 @@ class Residents:
 
     async def load(self, model: str, device: Device, dtype: str) -> None:
         """See ``Machine``."""
-        group: dict[str, Any] = {"kind": "KIND_CPU", "count": 1}
-        if device.kind != "cpu":
-            group = {"kind": "KIND_GPU", "count": 1, "gpus": [device.index]}
-        self.groups[model] = [group]
+        self.groups[model] = [_group(device, 1)]
         variant = self.catalogue.resolve(model)
         dtype = dtype or variant.dtype
         await self._bring(model, dtype=dtype)
@@ -165,6 +179,36 @@ class Residents:
         """See ``Machine``."""
         self._watch.wanted.pop(model, None)
         await self._control.unload(model)
+
+    async def scale(self, model: str, instances: Sequence[tuple[Device, int]]) -> None:
+        """See ``Machine``."""
+        groups, count = [_group(device, number) for device, number in instances], sum(number for _, number in instances)
+        expected = self._watch.instances.get(model, 1)
+        # Of those that end nobody shall think that they have died, nor of those that are not there yet.
+        self._watch.instances[model] = min(count, expected)
+        try:
+            await self._watch.launches.watched(model, self._control.place(model, groups))
+        except BaseException:
+            self._watch.instances[model] = expected
+            raise
+        self._watch.refresh()
+        self.groups[model], self._watch.instances[model] = groups, count
+
+    def alone(self, model: str) -> list[dict[str, Any]] | None:
+        """The instance_group with which a model is loaded from the beginning; None for the one in its file."""
+        self._watch.instances.pop(model, None)
+        self.owner.alone(model)
+        if (groups := self.groups.get(model)) is not None:
+            groups = self.groups[model] = [groups[0] | {"count": 1}]
+        return groups
+
+    def steady(self, model: str) -> bool:
+        """See ``Machine``."""
+        return model in self._watch.steady()
+
+    def processes(self, model: str) -> int:
+        """See ``Machine``."""
+        return len(self._watch.processes_of(model))
 
     def look(self) -> None:
         """See ``Machine``. It reads the process table, so once serves all models."""
@@ -251,6 +295,11 @@ class Residents:
         """Somebody was answered, be it over gRPC, which no gateway sees."""
         self.owner.used(models)
 
+    def _counted(self, answers: Mapping[str, Answers]) -> None:
+        """What Triton has counted says how long requests wait there, and how busy the instances are."""
+        for model, seen in self._rates.look(answers, time.monotonic()).items():
+            self.owner.seen(model, seen)
+
     async def prewarm(self, model: str, dtype: str) -> None:
         """Loads a model of the start, where there is room without unloading another one.
 
@@ -318,60 +367,16 @@ class Residents:
             raise NotFound(f"There is no device {device[:60]!r}.", "GET /api/v1/scheduler/devices lists them.")
         return device
 
-    # What is told.
-
     def state(self) -> dict[str, Any]:
-        """Devices, models, queue and counts, as all clients are told."""
-        owner, now = self.owner, self.owner.clock()
-        used = {name: r.last_used for there in owner.cluster.residents for name, r in there.items()}
-        asks = sorted(owner.asks, key=lambda ask: ask.rank(now, owner.policy.ageing_seconds))
-        return {
-            "active": self.active,
-            "devices": [self._device(device) for device in owner.cluster.devices],
-            "models": {
-                name: life.as_dict(now, used.get(name), name in owner.policy.pinned) for name, life in sorted(owner.lives.items())
-            },
-            "queue": [_asked(ask, place, now) for place, ask in enumerate(asks, 1)],
-            "stats": owner.tally.as_dict() | {"heartbeat": self.heartbeat.as_dict()},
-            "config": _plain(asdict(owner.policy))
-            | {"active": self.active, "profile": self._profile, "load_seconds": self._settings.scheduler_load_seconds},
-        }
-
-    def _device(self, device: Device) -> dict[str, Any]:
-        owner, at = self.owner, self.owner.cluster.position[device.id]
-        health = owner.ward.of(device.id)
-        there = [life for life in owner.lives.values() if life.device == device.id]
-        return {
-            "id": device.id,
-            "index": device.index,
-            "kind": device.kind,
-            "name": device.name,
-            "memory_total_mb": device.memory_total_mb,
-            "memory_used_mb": device.memory_used_mb,
-            "memory_free_mb": device.memory_free_mb,
-            "memory_planned_mb": int(owner.cluster.held[at]),
-            "memory_models_mb": sum(life.memory_mb for life in there),
-            "utilization": device.utilization,
-            "temperature": device.temperature,
-            "state": health.state,
-            "fault": owner.cluster.fault(at) or None,
-            "models": sorted(life.model for life in there if life.state in ("resident", "leaving")),
-            "in_flight": sum(len(life.holders) for life in there),
-        }
+        """See ``overview``."""
+        state = overview(self.owner, self.active, self._settings.scheduler_load_seconds)
+        state["stats"]["heartbeat"] = self.heartbeat.as_dict()
+        state["config"]["profile"] = self._profile
+        return state
 
 
-def _asked(ask: Ask, place: int, now: float) -> dict[str, Any]:
-    return {
-        "position": place,
-        "models": list(ask.models),
-        "priority": PRIORITIES[ask.priority],
-        "waited_seconds": round(max(now - ask.since, 0.0), 2),
-        "client": ask.client.name,
-        "why": ask.why,
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value
+def _group(device: Device, count: int) -> dict[str, Any]:
+    """So many instances on one device, as a part of an instance_group."""
+    if device.kind == "cpu":
+        return {"kind": "KIND_CPU", "count": count}
+    return {"kind": "KIND_GPU", "count": count, "gpus": [device.index]}

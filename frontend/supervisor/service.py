@@ -113,15 +113,19 @@ class Service:
         return Loaded(variant, time.monotonic() - started, error, self._report(variant))
 
     async def _bring(self, name: str, dead: bool, dtype: str) -> None:
-        """Loads a model, or loads it again after its process has died, and sends a canary; one that fails it is not served."""
+        """Loads a model, or loads it again after a process of it has died, and sends a canary; one that fails it is not served.
+
+        It comes as one instance, whatever there was before: while a new copy is loaded beside an old one there is memory for that.
+        """
         catalogue = catalogues.load()
         variant = catalogue.resolve(name)
         variant = variant.with_dtype(dtype or variant.dtype)
+        placement = self.residents.alone(name)
         if dead:
-            load = self._control.reload(name, variant.dtype)
+            load = self._control.reload(name, variant.dtype, placement=placement)
         else:
             repositories = (self._settings.repository, self._foreign)
-            load = self._control.load_in(name, variant.dtype, repositories, placement=self.residents.groups.get(name))
+            load = self._control.load_in(name, variant.dtype, repositories, placement=placement)
         await self._watch.launches.watched(name, load)
         self._watch.refresh()
         try:

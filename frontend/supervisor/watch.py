@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -59,6 +60,9 @@ class ModelWatch:
         self.wanted: dict[str, str] = {}
         """Models that should be loaded, each with its dtype: those of the start, and those that somebody has loaded since and not
         unloaded."""
+        self.instances: dict[str, int] = {}
+        """How many processes a model should have; 1 for those that are not named. With fewer it is loaded again: Triton would go on
+        sending requests to the one that has died."""
 
     @property
     def processes(self) -> list[int]:
@@ -92,7 +96,7 @@ class ModelWatch:
     async def _reconcile(self, states: dict[str, ModelState]) -> None:
         self.refresh()
         self.launches.look([name for name, state in states.items() if state.state == "LOADING"])
-        living = {model for _, model in self._watched.values()}
+        living = Counter(model for _, model in self._watched.values())
         for name, state in states.items():
             if state.state == "READY":
                 await self._note(name)
@@ -100,7 +104,7 @@ class ModelWatch:
                 self.wanted.pop(name, None)
         for name in self.wanted.keys() - self._working.keys():
             found = states.get(name)
-            dead = found is not None and found.state == "READY" and name not in living
+            dead = found is not None and found.state == "READY" and living[name] < self.instances.get(name, 1)
             lost = found is None or found.state == "UNAVAILABLE"
             if not dead and not lost:
                 if found is not None and found.state == "READY":
@@ -122,6 +126,9 @@ class ModelWatch:
     async def _bring_back(self, name: str, dead: bool) -> None:
         started = time.monotonic()
         log.error("model process died" if dead else "model is not loaded", extra={"model": name})
+        if dead:
+            # Of several, those that live would stay with the copy that Triton is not able to end, and hold their memory.
+            self.end(name)
         try:
             await self._load(name, dead, self.wanted[name])
         except ForcegateError as error:

@@ -37,10 +37,17 @@ class ModelState:
 
 @dataclass(frozen=True)
 class Answers:
-    """How many requests a model has answered since its load, and how many of them with an error."""
+    """How many requests a model has answered since its load, and how many of them with an error.
+
+    Attributes:
+        queued_ns: how long those that it has answered well have waited for an instance, all together.
+        computed_ns: how long its instances have computed, all together.
+    """
 
     well: int
     failed: int
+    queued_ns: int = 0
+    computed_ns: int = 0
 
 
 class TritonControl:
@@ -54,6 +61,8 @@ class TritonControl:
         self.address = address
         self._headers = restriction.headers(key)
         self._client = connected(address)
+        self._sent: dict[str, dict[str, Any]] = {}
+        """The configurations that models were last loaded with from here: what Triton tells of one has its own additions."""
 
     async def close(self) -> None:
         """Ends the connection."""
@@ -80,8 +89,7 @@ class TritonControl:
             told = await self._client.get_inference_statistics(headers=self._headers, client_timeout=5.0)
         except (InferenceServerException, grpc.RpcError) as error:
             raise ServerUnavailable("The inference server does not answer.") from error
-        counts = ((each.name, each.inference_stats) for each in told.model_stats)
-        return {name: Answers(int(stats.success.count), int(stats.fail.count)) for name, stats in counts}
+        return {each.name: _answers(each) for each in told.model_stats}
 
     async def config(self, name: str) -> dict[str, Any]:
         """The configuration of a loaded model, as the JSON form of ``config.pbtxt``."""
@@ -98,18 +106,25 @@ class TritonControl:
             ForcegateError: what the model itself said (a checkpoint that differs, a gate that failed), or ``ModelNotReady``.
         """
         try:
+            self._sent.pop(name, None)
+            if config is not None:
+                self._sent[name] = config
             text = None if config is None else json.dumps(config)
             await self._client.load_model(name, headers=self._headers, config=text, client_timeout=timeout)
         except (InferenceServerException, grpc.RpcError) as error:
             raise typed(error, name) from error
 
-    async def reload(self, name: str, dtype: str = "", timeout: float = 600.0) -> None:
+    async def reload(
+        self, name: str, dtype: str = "", timeout: float = 600.0, placement: Sequence[dict[str, Any]] | None = None
+    ) -> None:
         """Brings a model back whose process has died, or loads it again in another dtype.
 
         Triton goes on calling a dead one ready, so the configuration has to change. Without ``dtype`` it keeps the one that it
-        runs in.
+        runs in, and without ``placement`` its instance_group.
         """
         config = await self.config(name)
+        if placement is not None:
+            config["instance_group"] = list(placement)
         config.setdefault("parameters", {})["reloaded"] = {"string_value": str(time.time_ns())}
         await self.load(name, _in_dtype(config, dtype) if dtype else config, timeout)
 
@@ -129,12 +144,29 @@ class TritonControl:
         """
         await self.load(name, configuration(name, dtype, repositories, placement), timeout)
 
+    async def place(self, name: str, placement: Sequence[dict[str, Any]], timeout: float = 600.0) -> None:
+        """Gives a loaded model another instance_group. As nothing else changes, Triton starts what is new beside the instances that
+        stay, and ends those that are too many when they have finished what they evaluate; a failure leaves all as it was.
+
+        Raises:
+            ForcegateError: see ``load``.
+        """
+        known = self._sent.get(name) or await self.config(name)
+        await self.load(name, known | {"instance_group": list(placement)}, timeout)
+
     async def unload(self, name: str) -> None:
         """Unloads a model; what it is evaluating is finished first."""
         try:
             await self._client.unload_model(name, headers=self._headers, client_timeout=60.0)
         except (InferenceServerException, grpc.RpcError) as error:
             raise typed(error, name) from error
+
+
+def _answers(told: Any) -> Answers:
+    """From one entry of Triton's statistics: those of requests count a batch once for each request in it, those of batches once."""
+    requests = told.inference_stats
+    computed = sum(int(batch.compute_input.ns + batch.compute_infer.ns + batch.compute_output.ns) for batch in told.batch_stats)
+    return Answers(int(requests.success.count), int(requests.fail.count), int(requests.queue.ns), computed)
 
 
 def connected(address: str) -> triton.InferenceServerClient:

@@ -25,7 +25,7 @@ from forcegate.errors import (
 )
 from frontend.triton.control import ModelState, TritonControl
 from frontend.triton.facts import Facts
-from frontend.triton.reports import Report, Reports, alive, resident_mb
+from frontend.triton.reports import Report, Reports, alive, current
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Directory:
 
     def process(self, name: str) -> int | None:
         """Process id of the model as its newest report says; read from the file, not from the last poll."""
-        return self._reports.read(name).pid
+        return current(self._reports.read(name)).pid
 
     def last_process(self, name: str) -> int | None:
         """The same as of the last poll, without touching a file."""
@@ -307,9 +307,8 @@ class Directory:
 
     def _entry(self, name: str, state: ModelState | None) -> Entry:
         variant = self.catalogue.variants[name]
-        report = self._reports.read(name)
+        report = current(self._reports.read(name))
         word, error = self._judge(variant, state, report)
-        report = replace(report, memory_mb=resident_mb(report.pid))
         return Entry(variant, self.catalogue.family_of(variant), word, error, report=report)
 
     def _judge(self, variant: Variant, state: ModelState | None, report: Report) -> tuple[str, ForcegateError | None]:

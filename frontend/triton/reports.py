@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Report:
         pid: id of its process. One that runs in another container or on another machine has no id here: a negative number stands
             for it, another one for each load.
         arithmetic: what the numbers are computed with (forcefields/runtime/arithmetic.py), as pairs; empty where it does not say.
+        pids: ids of all its processes that ran when the report was written, the newest last; none of those elsewhere.
     """
 
     ready: bool = False
@@ -34,6 +35,7 @@ class Report:
     device: str | None = None
     dtype: str | None = None
     pid: int | None = None
+    pids: tuple[int, ...] = ()
     time: float = 0.0
     cost: Cost | None = None
     memory_mb: int | None = None
@@ -75,6 +77,7 @@ def _report(data: Mapping[str, Any]) -> Report:
         device=data.get("device"),
         dtype=data.get("dtype"),
         pid=_process(data),
+        pids=tuple(map(int, data.get("pids") or ())) if data.get("namespace") in (None, processes()) else (),
         time=float(data.get("time") or 0.0),
         cost=_cost(data.get("cost")),
         arithmetic=tuple((data.get("arithmetic") or {}).items()),
@@ -98,6 +101,16 @@ def _cost(data: object) -> Cost | None:
         return cost if all(0.0 <= value < math.inf for value in seconds) and any(seconds) else None
     except TypeError:
         return None
+
+
+def current(report: Report) -> Report:
+    """The report with what is now: the id of the newest process that runs, and the memory of all of them."""
+    if set(report.pids) <= {report.pid}:
+        return replace(report, memory_mb=resident_mb(report.pid))
+    held = {pid: resident_mb(pid) for pid in report.pids}
+    running = [pid for pid in report.pids if held[pid] is not None]
+    memory = sum(held[pid] or 0 for pid in running)
+    return replace(report, pid=running[-1] if running else report.pid, memory_mb=memory or None)
 
 
 def alive(pid: int | None) -> bool:

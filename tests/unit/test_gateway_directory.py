@@ -247,6 +247,26 @@ def test_a_dead_process_shows_though_triton_calls_it_ready(directory: Directory,
     run(steps)
 
 
+def test_a_model_with_two_processes_is_there_while_one_lives(directory: Directory, control: Control, tmp_path: Path) -> None:
+    newest = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    async def steps() -> None:
+        control.say("READY")
+        report(tmp_path, newest.pid, pids=[os.getpid(), newest.pid])
+        await directory.poll()
+        both = directory.entry(NAME).report
+        assert both.pid == directory.process(NAME) == newest.pid
+        newest.kill()
+        newest.communicate()
+        await directory.poll()
+        assert directory.entry(NAME).state == READY
+        one = directory.entry(NAME).report
+        assert one.pid == directory.process(NAME) == os.getpid()
+        assert 0 < (one.memory_mb or 0) < (both.memory_mb or 0)
+
+    run(steps)
+
+
 def failed(directory: Path, error: ForcegateError, pid: int) -> None:
     """The report of a process that refused to serve, and has ended."""
     told = {"code": error.code, "detail": error.detail, "hint": error.hint}

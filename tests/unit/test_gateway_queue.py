@@ -68,6 +68,17 @@ def test_structures_that_take_next_to_nothing_are_bounded_by_their_number() -> N
     assert sum(place.handed_over for place in places) == WINDOW_STRUCTURES // 32
 
 
+def test_each_instance_has_its_passes_and_structures_in_triton() -> None:
+    slow, light = Model(pass_atoms=32), Model(pass_atoms=16_384)
+    slow.queue.instances = light.queue.instances = 2
+    assert sum(place.handed_over for place in slow.enter(*[Work(1, 8, 5.0)] * 40)) == 16
+    assert sum(place.handed_over for place in light.enter(*[Work(32, 256, 1e-6)] * 100)) == 2 * WINDOW_STRUCTURES // 32
+    # Of seconds no more: two instances take half the time, as the correction learns.
+    quick = Model()
+    quick.queue.instances = 2
+    assert sum(place.handed_over for place in quick.enter(*[PIECE] * 20)) == 2 * 2
+
+
 def test_interactive_goes_before_bulk_and_each_class_in_its_order() -> None:
     model = Model()
     bulk = model.enter(*[PIECE] * 9, bulk=True)

@@ -56,6 +56,18 @@ def test_two_deaths_alone_condemn_and_one_does_not(tmp_path: Path) -> None:
         assert Journal(tmp_path / "m").condemned(digest(structure(3.0), "")) == (deaths == 2)
 
 
+def test_two_processes_of_one_model_have_a_pass_each_and_a_new_one_reads_that_of_the_dead(tmp_path: Path) -> None:
+    living = Journal(tmp_path / "m")
+    with living.during([digest(structure(5.0), "")], acquit=True):
+        die_with(tmp_path / "m", structure(3.0))
+        third = Journal(tmp_path / "m")
+        assert third.suspected(digest(structure(3.0), ""))
+        assert not third.suspected(digest(structure(5.0), "")), "whoever evaluates it lives"
+        with third.during([digest(structure(3.0), "")], acquit=True):
+            pass
+        assert Journal(tmp_path / "m").empty
+
+
 def test_who_survives_a_pass_alone_is_acquitted(tmp_path: Path) -> None:
     die_with(tmp_path / "m", structure(3.0), structure(4.0))
     journal = Journal(tmp_path / "m")

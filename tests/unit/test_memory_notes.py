@@ -36,6 +36,18 @@ def test_notes_of_another_process_are_not_news(tmp_path: Path) -> None:
     assert Notes(tmp_path).news("m", OWN) == News()
 
 
+def test_instances_that_write_by_turns_are_told_once_each(tmp_path: Path) -> None:
+    notes = Notes(tmp_path)
+
+    def news(pid: int, times: int) -> tuple[tuple[int, int], ...]:
+        path = tmp_path / "m.json"
+        path.unlink(missing_ok=True)
+        path.write_text(json.dumps({"pid": pid, "device": "cpu", "peaks": [], "ran_out": [[5000, times]]}))
+        return notes.news("m", (1, 2)).ran_out
+
+    assert [news(1, 1), news(2, 1), news(1, 2), news(2, 1)] == [((5000, 1),), ((5000, 1),), ((5000, 1),), ()]
+
+
 def test_a_peak_is_measured_and_told_when_it_is_higher(tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as new_process:  # one that has not held more before
         peak, lower = new_process.submit(_peaks, tmp_path / "m.json").result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class Books:
     def __init__(self) -> None:
         self.there: dict[str, int] = {}
         self.most = 0
+        self.placed: dict[str, dict[str, int]] = {}
+        self.unsteady: set[str] = set()
         self.loads: Counter[str] = Counter()
         self.unloads: Counter[str] = Counter()
         self.failing: dict[str, ForcegateError] = {}
@@ -42,7 +45,7 @@ class Books:
         if model in self.failing:
             del self.there[model]
             raise self.failing[model]
-        self.there[model] = SIZE
+        self.there[model], self.placed[model] = SIZE, {device.id: 1}
         self.most = max(self.most, sum(self.there.values()))
 
     async def unload(self, model: str) -> None:
@@ -52,10 +55,27 @@ class Books:
         if model not in self.keeping:
             del self.there[model]
 
+    async def scale(self, model: str, instances: Sequence[tuple[Device, int]]) -> None:
+        wanted = {device.id: count for device, count in instances}
+        before = self.placed.get(model, {})
+        await asyncio.sleep(0.002)
+        if sum(wanted.values()) > sum(before.values()) and model in self.failing:
+            raise self.failing[model]
+        self.placed[model], self.there[model] = wanted, SIZE * sum(wanted.values())
+        self.most = max(self.most, sum(self.there.values()))
+
+    def processes(self, model: str) -> int:
+        return sum(self.placed.get(model, {}).values()) if model in self.there else 0
+
+    def steady(self, model: str) -> bool:
+        return model not in self.unsteady
+
     def look(self) -> None:
         """What holds memory is known at all times here."""
 
-    def held_mb(self, model: str, device: Device) -> int:  # noqa: ARG002
+    def held_mb(self, model: str, device: Device) -> int:
+        if self.processes(model) > 1 and model in self.there:
+            return SIZE * self.placed[model].get(device.id, 0)
         return self.there.get(model, 0)
 
     def end(self, model: str) -> None:
@@ -99,7 +119,7 @@ class Scene:
 
     async def use(self, follower: Follower, *models: str, seconds: float = 5.0, work: float = 0.0, priority: int = 1) -> None:
         async with follower.hold(models, asyncio.get_running_loop().time() + seconds, priority):
-            assert all(self.books.there.get(model) == SIZE for model in models), "granted before it was there"
+            assert all(self.books.there.get(model, 0) >= SIZE for model in models), "granted before it was there"
             self.books.in_use.update(models)
             try:
                 await asyncio.sleep(work)
