@@ -17,14 +17,16 @@ class DeviceCard(BaseModel):
     memory_total_mb: int = Field(description="MB of 2^20 bytes; the budget where a CPU has one.")
     memory_used_mb: int = Field(description="Held by anybody; by models alone where a CPU has a budget.")
     memory_free_mb: int
-    memory_planned_mb: int = Field(description="Given away to models, those that are being loaded included.")
-    memory_models_mb: int = Field(description="Measured of the processes of models.")
+    memory_planned_mb: int | None = Field(
+        description="Given away to models, those that are being loaded included; null of another machine's device."
+    )
+    memory_models_mb: int | None = Field(description="Measured of the processes of models; null of another machine's device.")
     utilization: float | None = Field(description="Percent.")
     temperature: float | None = Field(description="Degrees Celsius.")
-    state: str = Field(description="`serving`, `draining`, `quarantined` or `probation`.")
+    state: str = Field(description="`serving`, `draining`, `quarantined` or `probation`; `remote` for one of another machine.")
     fault: str | None = Field(description="Why nothing is placed there.")
-    models: list[str] = Field(description="Those that are resident.")
-    in_flight: int = Field(description="Gateways and workers that hold models of it.")
+    models: list[str] = Field(description="Those that are resident; empty of another machine's device.")
+    in_flight: int | None = Field(description="Gateways and workers that hold models of it; null of another machine's device.")
 
 
 class GpuStatus(BaseModel):

@@ -19,6 +19,7 @@ from frontend.admission import Admission, Estimator, ModelQueue
 from frontend.decoder import MEMORY, Decoder
 from frontend.requests import Limits
 from frontend.scheduler.follower import Follower
+from frontend.scheduler.remote import RemoteDevices
 from frontend.security.access import Gatekeeper
 from frontend.security.keys import KeyStore
 from frontend.security.limits import KeyLimits
@@ -59,6 +60,7 @@ class Service:
         self.settings = settings
         self.residency = Follower(settings.state, "gateway")
         self.residency.waiting = self._waiting
+        self.remote = RemoteDevices(settings)
         self.metrics = Metrics(lambda: self.residency.state)
         self.tracing = (
             Tracing(settings.traces_url, "gateway", settings.traces_ratio, settings.traces_ca) if settings.traces else None
@@ -95,7 +97,8 @@ class Service:
         polling = asyncio.create_task(self.directory.run())
         warming = asyncio.create_task(self.decoder.warm())
         tasks = self.tasks = DurableTasks(settings)
-        background = [polling, warming, following, asyncio.create_task(self._watch_tasks(tasks))]
+        remote = asyncio.create_task(self.remote.run(self.residency))
+        background = [polling, warming, following, remote, asyncio.create_task(self._watch_tasks(tasks))]
         if self.gatekeeper is not None:
             background.append(asyncio.create_task(self.gatekeeper.run()))
         try:

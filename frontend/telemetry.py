@@ -192,6 +192,8 @@ class Metrics:
             buckets=(0.0, *_SECONDS),
             registry=registry,
         )
+        for kind in ("interactive", "bulk"):
+            self.queue_wait.labels(kind)  # a count whose first value is 1 has increased for nobody
         self.cost_correction = Gauge(
             "forcegate_cost_correction",
             "Observed over estimated seconds of work.",

@@ -57,7 +57,7 @@ def _devices(devices: list[dict[str, Any]]) -> Table:
             escape(device["name"]),
             escape(device["fault"] or device["state"]),
             f"{'█' * full}{'░' * (BAR - full)} {used} of {total} MB",
-            f"{device['memory_models_mb']} MB",
+            "-" if device["memory_models_mb"] is None else f"{device['memory_models_mb']} MB",
             "-" if device["utilization"] is None else f"{device['utilization']:.0f} %",
             "-" if device["temperature"] is None else f"{device['temperature']:.0f} C",
         )

@@ -19,8 +19,9 @@ COMMAND_SECONDS = 60.0
 
 @router.get("/gpu-status", **page(schemas.GpuStatus, "The devices.", 503))
 async def gpu_status(request: Request) -> Response:
-    """The devices that models live on, GPUs or else the CPU: memory, utilization, temperature, and which models are there."""
-    devices = _state(request)["devices"]
+    """The devices that models live on, GPUs or else the CPU: memory, utilization, temperature, and which models are there. Of a
+    Triton on another machine: what its metrics tell."""
+    devices = _devices(request)
     gpu = any(device["kind"] != "cpu" for device in devices)
     return await answer({"gpu_available": gpu, "count": len(devices), "devices": devices}, call_of(request))
 
@@ -28,9 +29,9 @@ async def gpu_status(request: Request) -> Response:
 @router.get("/api/v1/scheduler/devices", **page(schemas.SchedulerDevices, "The devices.", 503))
 async def devices(request: Request) -> Response:
     """The devices, and every model that is there, comes, goes, or has been there."""
-    state = _state(request)
-    body = {"total": len(state["devices"]), "devices": state["devices"], "models": list(state["models"].values())}
-    return await answer(body, call_of(request))
+    devices, state = _devices(request), service_of(request).residency.state
+    models = [] if state is None else list(state["models"].values())
+    return await answer({"total": len(devices), "devices": devices, "models": models}, call_of(request))
 
 
 @router.get("/api/v1/scheduler/waiting", **page(schemas.SchedulerQueue, "The queue.", 503))
@@ -87,6 +88,12 @@ async def quarantine(request: Request) -> Response:
 async def give_back(request: Request) -> Response:
     """The device takes models again."""
     return await _command(request, "return")
+
+
+def _devices(request: Request) -> list[Any]:
+    service = service_of(request)
+    remote = service.remote.as_dicts() if service.residency.state is None else []
+    return remote or list(_state(request)["devices"])
 
 
 def _state(request: Request) -> Mapping[str, Any]:
