@@ -55,9 +55,9 @@ def bench(new_database: Callable[[], str], tmp_path: Path) -> Iterator[Bench]:
         own.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(new_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """Tasks with one worker, for tests that leave it alive."""
+    """Tasks with one worker, for tests that leave it alive; it ends with this folder, since it looks for work all the time."""
     changed = {"callback_private": True, "task_patience_seconds": 2.0, "task_concurrency": 8}
     shared = Bench(tmp_path_factory.mktemp("tasks"), new_database(), changed)
     try:
