@@ -14,7 +14,7 @@ def run_in(family: str, module: str, *arguments: object) -> str:
     """Runs a module of these tests in a family's environment, and returns what it printed."""
     command = [str(ROOT / "environments" / family / "bin" / "python"), "-W", "ignore", "-m", f"tests.conformance.{module}"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FORCEGATE_")} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

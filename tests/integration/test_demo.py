@@ -94,7 +94,7 @@ def test_a_second_start_is_quick_and_a_demo_meanwhile_waits_for_it(first: FirstR
     assert "installing" not in said
     assert seconds is not None
     # About 6 s on two busy cores; the full gate of this model takes too little of that to compare two starts by.
-    assert float(seconds[1]) < 30
+    assert float(seconds[1]) < 60
 
 
 def test_a_demo_that_is_killed_takes_its_service_with_it(first: FirstRun) -> None:
