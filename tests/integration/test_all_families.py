@@ -31,6 +31,8 @@ SERVED = {
     "sevennet": "sevennet-0",
 }
 
+pytestmark = pytest.mark.timeout(1500)  # two dozen models, one after the other, beside another process of tests
+
 
 def structure(model: str) -> Atoms:
     """A displaced crystal of an element that the model knows."""
