@@ -31,7 +31,7 @@ SERVED = {
     "sevennet": "sevennet-0",
 }
 
-pytestmark = pytest.mark.timeout(1500)  # two dozen models, one after the other, beside another process of tests
+pytestmark = pytest.mark.timeout(1500)  # one model of each family, with the whole gate, beside another process of tests
 
 
 def structure(model: str) -> Atoms:
@@ -45,7 +45,7 @@ def structure(model: str) -> Atoms:
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """One service with a model of each family."""
-    with serving(tmp_path_factory.mktemp("everything"), tuple(SERVED.values()), timeout=600) as running:
+    with serving(tmp_path_factory.mktemp("everything"), tuple(SERVED.values()), timeout=1200) as running:
         yield running
 
 
