@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["cpu", "gpu", "mig"]
 
@@ -49,3 +49,18 @@ class Device:
     def order(self) -> tuple[str, int, str]:
         """What devices are sorted by, so that no answer depends on the order in which a driver lists them."""
         return (self.kind == "cpu" and "~cpu") or "gpu", self.index, self.id
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the reading says, for answers; without its processes, and its fault None where there is none."""
+        return {
+            "id": self.id,
+            "index": self.index,
+            "kind": self.kind,
+            "name": self.name,
+            "memory_total_mb": self.memory_total_mb,
+            "memory_used_mb": self.memory_used_mb,
+            "memory_free_mb": self.memory_free_mb,
+            "utilization": self.utilization,
+            "temperature": self.temperature,
+            "fault": self.fault or None,
+        }

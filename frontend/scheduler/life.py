@@ -63,8 +63,7 @@ class Life:
     """One model.
 
     Attributes:
-        device: id of the device that it is on, or is going to; empty for none. Of several the first.
-        instances: how many there are on each device.
+        instances: how many there are on each device that it is on, or is going to, the oldest first.
         scaling: their number is being changed; ``shrinking``: it is made less.
         history: of their load.
         grow_at: when one more may be tried after ``grow_failures`` in a row that have failed.
@@ -82,7 +81,6 @@ class Life:
 
     model: str
     residency: Residency = field(default_factory=Residency)
-    device: str = ""
     instances: dict[str, int] = field(default_factory=dict)
     scaling: bool = False
     shrinking: bool = False
@@ -102,11 +100,16 @@ class Life:
 
     def at(self, device: str) -> None:
         """One instance of it is on this device, or is going to be, and no other."""
-        self.device, self.instances = device, {device: 1}
+        self.instances = {device: 1}
 
     def away(self) -> None:
         """It is on no device."""
-        self.device, self.instances, self.held, self.history = "", {}, {}, History()
+        self.instances, self.held, self.history = {}, {}, History()
+
+    @property
+    def device(self) -> str:
+        """Id of the device that it is on, or is going to, of several the first; empty for none."""
+        return next(iter(self.instances), "")
 
     @property
     def memory_mb(self) -> int:

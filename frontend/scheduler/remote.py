@@ -91,23 +91,11 @@ class RemoteDevices:
         """The devices, in the form in which the owner tells of its own; nothing where none has been read lately."""
         if self._inventory.age > STALE_SECONDS:
             return []
-        return [
-            {
-                "id": device.id,
-                "index": device.index,
-                "kind": device.kind,
-                "name": device.name,
-                "memory_total_mb": device.memory_total_mb,
-                "memory_used_mb": device.memory_used_mb,
-                "memory_free_mb": device.memory_free_mb,
-                "memory_planned_mb": None,
-                "memory_models_mb": None,
-                "utilization": device.utilization,
-                "temperature": device.temperature,
-                "state": "remote",
-                "fault": device.fault or None,
-                "models": [],
-                "in_flight": None,
-            }
-            for device in self._inventory.devices
-        ]
+        unknown: dict[str, Any] = {
+            "memory_planned_mb": None,
+            "memory_models_mb": None,
+            "state": "remote",
+            "models": [],
+            "in_flight": None,
+        }
+        return [device.as_dict() | unknown for device in self._inventory.devices]

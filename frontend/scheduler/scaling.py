@@ -178,7 +178,6 @@ class Scaler(Carrier):
             for _ in range(count):
                 self.cluster.fewer(life.model, at)
             life.instances = after
-            life.device = life.device if life.device in after else next(iter(after))
             self.tally.scalings[f"in {reason}"] += count
         finally:
             life.scaling = life.shrinking = False

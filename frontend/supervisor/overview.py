@@ -39,18 +39,9 @@ def overview(owner: Owner, active: bool, load_seconds: float) -> dict[str, Any]:
 def _device(owner: Owner, device: Device) -> dict[str, Any]:
     at, health = owner.cluster.position[device.id], owner.ward.of(device.id)
     there = [life for life in owner.lives.values() if device.id in life.instances]
-    return {
-        "id": device.id,
-        "index": device.index,
-        "kind": device.kind,
-        "name": device.name,
-        "memory_total_mb": device.memory_total_mb,
-        "memory_used_mb": device.memory_used_mb,
-        "memory_free_mb": device.memory_free_mb,
+    return device.as_dict() | {
         "memory_planned_mb": int(owner.cluster.held[at]),
         "memory_models_mb": sum(life.held.get(device.id, 0) for life in there),
-        "utilization": device.utilization,
-        "temperature": device.temperature,
         "state": health.state,
         "fault": owner.cluster.fault(at) or None,
         "models": sorted(life.model for life in there if life.state in ("resident", "leaving")),
