@@ -6,6 +6,7 @@ graph of the same one. It is kept on the ``Normalised`` structure, and goes with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -31,13 +32,22 @@ class Neighbours(NamedTuple):
     distances: np.ndarray
 
 
-def neighbours(structure: Structure, cutoff: float) -> Neighbours:
-    """All directed pairs within ``cutoff`` (A); of a ``Normalised`` structure the list of its last cutoff is kept."""
+def listed(structure: Structure, cutoff: float) -> Neighbours:
+    """All directed pairs within ``cutoff`` (A), made on the CPU."""
+    found = Neighbours(*_list(structure, cutoff, full=True, quantities="ijSDd"))
+    return found._replace(images=found.images.astype(np.int64))
+
+
+def neighbours(structure: Structure, cutoff: float, make: Callable[[Structure, float], Neighbours] = listed) -> Neighbours:
+    """All directed pairs within ``cutoff`` (A); of a ``Normalised`` structure the list of its last cutoff is kept.
+
+    Args:
+        make: makes a list that is not there yet.
+    """
     kept: dict[float, Neighbours] | None = getattr(structure, "lists", None)
     if kept is not None and cutoff in kept:
         return kept[cutoff]
-    found = Neighbours(*_list(structure, cutoff, full=True, quantities="ijSDd"))
-    found = found._replace(images=found.images.astype(np.int64))
+    found = make(structure, cutoff)
     if kept is not None:
         kept.clear()
         kept[cutoff] = found

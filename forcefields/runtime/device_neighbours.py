@@ -11,7 +11,7 @@ import numpy as np
 from vesin import NeighborList
 
 from forcefields.base import ForceField
-from forcefields.neighbours import Neighbours, neighbours
+from forcefields.neighbours import Neighbours, listed, neighbours
 from forcefields.runtime.settings import ModelSettings
 from forcegate.errors import EnvironmentBroken
 from forcegate.structure import Structure
@@ -58,20 +58,16 @@ class DeviceNeighbours:
 
     def __call__(self, structure: Structure, cutoff: float) -> Neighbours:
         """As ``forcefields.neighbours.neighbours``; made on the CPU where the device has no room for so many neighbours."""
-        kept: dict[float, Neighbours] | None = getattr(structure, "lists", None)
-        if kept is None or cutoff not in kept:
-            try:
-                found = self._made(structure.positions, structure.cell, cutoff)
-            except Exception as error:
-                if not self._told:
-                    log.warning("a neighbour list is made on the CPU", exc_info=error, extra={"atoms": len(structure)})
-                self._told = True
-                return neighbours(structure, cutoff)
-            if kept is None:
-                return found
-            kept.clear()
-            kept[cutoff] = found
-        return kept[cutoff]
+        return neighbours(structure, cutoff, self._listed)
+
+    def _listed(self, structure: Structure, cutoff: float) -> Neighbours:
+        try:
+            return self._made(structure.positions, structure.cell, cutoff)
+        except Exception as error:
+            if not self._told:
+                log.warning("a neighbour list is made on the CPU", exc_info=error, extra={"atoms": len(structure)})
+            self._told = True
+            return listed(structure, cutoff)
 
     def _made(self, positions: np.ndarray, cell: np.ndarray, cutoff: float) -> Neighbours:
         points, box = (self._torch.from_numpy(np.array(array)).to(self._device) for array in (positions, cell))
