@@ -22,8 +22,6 @@ import torch
 # output, which belongs to whoever runs us, that there is no cuEquivariance.
 with redirect_stdout(stderr):
     import mace.modules  # noqa: F401  # the classes that a checkpoint is made of
-    from mace.tools.compile import prepare
-    from mace.tools.scripts_utils import extract_model
 
 from forcefields.base import ForceField, Graph, Normalised, Result
 from forcefields.catalogue import Variant
@@ -120,6 +118,9 @@ class MACE(ForceField):
         if type(self._model).__name__ != "ScaleShiftMACE":
             raise ValueError(f"MACE's package cannot make a {type(self._model).__name__} anew")
         with redirect_stdout(stderr):
+            from mace.tools.compile import prepare
+            from mace.tools.scripts_utils import extract_model
+
             plain = (
                 prepare(extract_model)(model=self._model, map_location=self._device).to(self._dtype).eval().requires_grad_(False)
             )
