@@ -185,14 +185,17 @@ async def _evaluate_batch(
     Raises:
         ForcegateError: see ``batch``.
     """
-    async with _using(service, task.model, task.options.head, task.options, call) as asked:
-        call.model = asked.facts.model
-        results = await _evaluate_all(service, asked, entries, task.options, call)
+
+    async def evaluated(some: Sequence[tuple[int, Structure]]) -> tuple[Asked, dict[int, dict[str, Any] | ForcegateError]]:
+        async with _using(service, task.model, task.options.head, task.options, call) as asked:
+            call.model = asked.facts.model
+            return asked, await _evaluate_all(service, asked, some, task.options, call)
+
+    asked, results = await evaluated(entries)
     left = [entry for entry in entries if isinstance(results[entry[0]], OutOfMemory)]
     if left and await service.make_room(task.model, call):
         with suppress(ForcegateError):  # such as a queue that is full by now: what they had stays
-            async with _using(service, task.model, task.options.head, task.options, call) as asked:
-                again = await _evaluate_all(service, asked, left, task.options, call)
+            asked, again = await evaluated(left)
             results |= {index: found for index, found in again.items() if isinstance(found, dict | OutOfMemory)}
     return asked, results
 

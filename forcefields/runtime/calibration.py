@@ -96,12 +96,15 @@ def measure(engine: Engine, device: str) -> list[Sample]:
     count = max(1, FIRST_ATOMS // len(crystal))
     started = time.perf_counter()
     # The smallest comes first: it is the cheapest to repeat until the model is warm.
-    samples = [_sample(engine, [structure] * number, device) for structure, number in ((crystal, 1), (stretched, count))]
-    dense = [_sample(engine, [crystal] * count, device)] if count > 1 else samples[:1]
+    smallest = _sample(engine, [crystal], device)
+    others = [_sample(engine, [stretched] * count, device)]
+    dense = [smallest]
+    if count > 1:
+        others, dense = [smallest, *others], [_sample(engine, [crystal] * count, device)]
     while time.perf_counter() - started < BUDGET_SECONDS and _worth_doubling(dense, engine.limits.edges, device):
         count *= 2
         dense.append(_sample(engine, [crystal] * count, device))
-    return [sample for sample in samples if sample not in dense] + dense
+    return others + dense
 
 
 def _worth_doubling(dense: Sequence[Sample], edges: int, device: str) -> bool:
