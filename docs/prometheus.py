@@ -13,10 +13,11 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import httpx
@@ -72,10 +73,25 @@ def scraping(settings: Settings, folder: Path) -> Iterator[str]:
     config["global"] = dict.fromkeys(("scrape_interval", "evaluation_interval"), f"{SCRAPE_SECONDS}s")
     for name in config["rule_files"]:
         shutil.copy(FOLDER / "prometheus" / name, folder)
+    with started(program("prometheus"), config, folder) as url:
+        yield url
+
+
+@contextmanager
+def started(prometheus: str, config: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """The address of a Prometheus with this configuration, from when it scrapes the one target of each job, until the block ends.
+
+    Args:
+        prometheus: path of the program.
+        folder: for its configuration, data and log; the rule files are there.
+
+    Raises:
+        SetupError: it did not start, or does not scrape all of them after 30 s; its log says why.
+    """
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     (port,) = free_ports(1)
     command = [
-        program("prometheus"),
+        prometheus,
         f"--config.file={folder / 'prometheus.yml'}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
@@ -86,7 +102,7 @@ def scraping(settings: Settings, folder: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 30
-        while not _scrapes(url, len(targets)):
+        while not _scrapes(url, len(config["scrape_configs"])):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SetupError("Prometheus did not start.", (folder / "prometheus.log").read_text()[-1000:])
             time.sleep(0.2)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,12 +13,12 @@ import psutil
 import pytest
 import yaml
 
-from frontend.supervisor.process import die_with
+from docs.prometheus import started
 from tests.deploy.conftest import Parts, begun
 from tests.deploy.test_parts import ARGON
 from tests.deploy.test_rules import FOLDER, expressions, metrics, rules
 from tests.deploy.tools import tool
-from tests.service import free_ports, wait_until
+from tests.service import wait_until
 
 ELSEWHERE = ("DCGM_", "probe_", "nv_gpu_")
 """Begin the names of metrics of exporters that do not run here."""
@@ -44,29 +41,8 @@ def prometheus(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         for rule in (rule for group in found["groups"] for rule in group["rules"] if "for" in rule):
             rule["for"] = "2s"  # the expressions stay as they are
         (folder / name).write_text(yaml.safe_dump(found))
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    (port,) = free_ports(1)
-    parent = os.getpid()
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                tool("prometheus"),
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=log,
-            stderr=log,
-            preexec_fn=lambda: die_with(parent),
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: process.poll() is not None or _up(url) == 3, "it does not scrape all of them", 30)
-        assert process.poll() is None, Path(folder / "log").read_text()
+    with started(tool("prometheus"), config, folder) as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def query(url: str, expression: str) -> list[dict[str, Any]]:
@@ -77,13 +53,6 @@ def query(url: str, expression: str) -> list[dict[str, Any]]:
     answer = response.json()
     assert answer["status"] == "success", (expression, answer)
     return answer["data"]["result"]  # type: ignore[no-any-return]
-
-
-def _up(url: str) -> int:
-    try:
-        return len(query(url, "up == 1"))
-    except httpx.HTTPError:
-        return 0
 
 
 def test_every_metric_of_rules_and_dashboards_is_exported_and_every_query_runs(parts: Parts, prometheus: str) -> None:
