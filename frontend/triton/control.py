@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,11 @@ from tritonclient.utils import InferenceServerException
 from forcegate.connection import channel_options, credentials
 from forcegate.errors import ForcegateError, ModelNotReady, ServerUnavailable, from_wire
 from frontend.triton import restriction
+
+log = logging.getLogger(__name__)
+
+_PAUSES = (0.1, 0.5, 2.0)
+"""s before a load that did nothing is asked for again."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,16 @@ class TritonControl:
         config = await self.config(name)
         if placement is not None:
             config["instance_group"] = list(placement)
-        config.setdefault("parameters", {})["reloaded"] = {"string_value": str(time.time_ns())}
-        await self.load(name, _in_dtype(config, dtype) if dtype else config, timeout)
+        if dtype:
+            config = _in_dtype(config, dtype)
+        for pause in (*_PAUSES, None):
+            config.setdefault("parameters", {})["reloaded"] = {"string_value": str(time.time_ns())}
+            await self.load(name, config, timeout)
+            if not dtype or await self._runs_in(name, dtype):
+                return
+            if pause is not None:
+                await asyncio.sleep(pause)
+        raise ModelNotReady(f"The model {name!r} is not loaded in {dtype}.", "Load it again in a few seconds.")
 
     async def load_in(
         self,
@@ -143,6 +158,15 @@ class TritonControl:
             placement: the instance_group in place of the one in the file.
         """
         await self.load(name, configuration(name, dtype, repositories, placement), timeout)
+        if not await self._runs_in(name, dtype):
+            await self.reload(name, dtype, timeout, placement)
+
+    async def _runs_in(self, name: str, dtype: str) -> bool:
+        """Whether a load has done what was asked: one that arrives while Triton ends another load of the same model, as after a
+        restart, is answered with success and does nothing (2.51)."""
+        if (found := dtype_of(await self.config(name))) != dtype:
+            log.warning("Triton did not load what it was asked for", extra={"model": name, "dtype": dtype, "found": found})
+        return found == dtype
 
     async def place(self, name: str, placement: Sequence[dict[str, Any]], timeout: float = 600.0) -> None:
         """Gives a loaded model another instance_group. As nothing else changes, Triton starts what is new beside the instances that
