@@ -8,7 +8,7 @@ its report for the gateway.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,3 +69,8 @@ def estimated_edges(structure: Structure, cutoff: float) -> int:
         return atoms * atoms
     pairs = atoms * atoms / filled * SPHERE * cutoff**3
     return int(min(pairs, atoms * (atoms - 1)) if not len(vectors) else pairs)
+
+
+def largest_edges(structures: Iterable[Structure], cutoff: float) -> int:
+    """Those of the structure that has most; 0 for none."""
+    return max((estimated_edges(structure, cutoff) for structure in structures), default=0)

@@ -41,7 +41,7 @@ async def single_point(service: Service, task: SinglePoint, call: Call) -> dict[
     call.structures, call.atoms = 1, len(task.structure)
 
     async def evaluated() -> tuple[Asked, dict[str, Any]]:
-        async with _using(service, task.model, task.options.head, task.options, call) as asked:
+        async with _using(service, task.model, task.options.head, task.options, call, (task.structure,)) as asked:
             call.model = asked.facts.model
             return asked, await _evaluate(service, asked, task.structure, task.options, call)
 
@@ -150,15 +150,17 @@ def provenance(asked: Asked) -> Shared:
 
 
 @asynccontextmanager
-async def _using(service: Service, name: str, head: str, options: Options, call: Call) -> AsyncIterator[Asked]:
-    """What is asked, with its models loaded while the block runs."""
+async def _using(
+    service: Service, name: str, head: str, options: Options, call: Call, structures: Sequence[Structure]
+) -> AsyncIterator[Asked]:
+    """What is asked, with its models loaded while the block runs, and memory for these structures."""
     if not service.directory.on_demand:
         yield _asked(service, name, head, options)
         return
     variant = service.directory.entry(name).variant
     require_head(variant.name, variant.heads, head)
     added = correction_of(variant.name, variant, head, options.dispersion)
-    async with service.using((variant.name,) if added is None else (variant.name, added), call):
+    async with service.using((variant.name,) if added is None else (variant.name, added), call, structures):
         yield _asked(service, name, head, options)
 
 
@@ -187,7 +189,8 @@ async def _evaluate_batch(
     """
 
     async def evaluated(some: Sequence[tuple[int, Structure]]) -> tuple[Asked, dict[int, dict[str, Any] | ForcegateError]]:
-        async with _using(service, task.model, task.options.head, task.options, call) as asked:
+        structures = [structure for _, structure in some]
+        async with _using(service, task.model, task.options.head, task.options, call, structures) as asked:
             call.model = asked.facts.model
             return asked, await _evaluate_all(service, asked, some, task.options, call)
 
@@ -262,7 +265,7 @@ async def _one_of_many(service: Service, task: MultiModel, name: str, call: Call
         head = task.heads.get(name) or task.heads.get(canonical) or task.options.head
 
         async def evaluated() -> tuple[Asked, dict[str, Any], dict[int, float]]:
-            async with _using(service, name, head, task.options, call) as asked:
+            async with _using(service, name, head, task.options, call, (task.structure,)) as asked:
                 result = await _evaluate(service, asked, task.structure, task.options, call)
                 # The correction of an atom alone is zero, so these need none.
                 numbers = task.structure.numbers

@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from forcefields import catalogue
-from forcefields.cost import Cost
+from forcefields.cost import Cost, largest_edges
 from forcegate.errors import ForcegateError, OutOfMemory
+from forcegate.structure import Structure
 from frontend.admission import Admission, Estimator, ModelQueue
 from frontend.decoder import MEMORY, Decoder
 from frontend.requests import Limits
@@ -139,8 +140,11 @@ class Service:
             yield
 
     @asynccontextmanager
-    async def using(self, models: Sequence[str], call: Call) -> AsyncIterator[None]:
+    async def using(self, models: Sequence[str], call: Call, structures: Sequence[Structure] = ()) -> AsyncIterator[None]:
         """The named models stay loaded while the block runs; with the scheduler on, those that are not loaded are waited for.
+
+        Args:
+            structures: what they are asked; there is memory for the largest of them.
 
         Raises:
             ModelNotReady: the deadline comes first.
@@ -150,7 +154,9 @@ class Service:
         if not directory.on_demand or any(directory.entry(model).state == MISSING for model in models):
             yield  # what is missing has its error in the directory
             return
-        async with self.residency.hold([directory.entry(model).variant.name for model in models], call.deadline):
+        variants = [directory.entry(model).variant for model in models]
+        edges = {each.name: largest_edges(structures, each.cutoff) for each in variants}
+        async with self.residency.hold([variant.name for variant in variants], call.deadline, edges=edges):
             if any(directory.entry(model).state != READY for model in models):
                 await directory.poll()  # it has become ready since the last one
             yield

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 GONE_SECONDS: Final = 10.0
 """How long a model's process may outlive its unload; then it is ended."""
 LOOK_SECONDS: Final = 0.05
+WORK_SECONDS: Final = 60.0
+"""How long room is kept for structures of a size after one was asked for."""
 GROWTH: Final = 1.05
 """A model that holds so much more than was known of it has its footprint corrected."""
 
@@ -62,6 +64,9 @@ class Machine(Protocol):
 
     def end(self, model: str) -> None:
         """Ends the model's processes, whatever they do."""
+
+    def cost(self, model: str) -> Cost | None:
+        """What the model's work costs by its newest calibration; None where nothing is known of it."""
 
     def family(self, model: str) -> str:
         """The family of a model: its members are taken to be of one size until they are measured."""
@@ -227,19 +232,25 @@ class Carrier(ABC):
         """The devices that a model is on."""
         return [self.cluster.devices[self.cluster.position[name]] for name in life.instances]
 
-    def estimate(self, model: str) -> int:
-        """MB that one instance of the model is expected to hold. One that was never measured gets what its family's largest holds,
-        and never more than a device has: it is loaded into an empty one then, and measured."""
+    def estimate(self, model: str, edges: int = 0) -> int:
+        """MB that one instance of the model is expected to hold while it evaluates structures of up to ``edges`` pairs.
+
+        One that was never measured gets what its family's largest holds, and never more than a device has: it is loaded into an
+        empty one then, and measured.
+        """
         kind = self.cluster.devices[0].kind if self.cluster.devices else "cpu"
         measured = self._footprints.measured(kind)
         if model in measured:
-            return self._footprints.of(model, kind).need_mb(0, self.largest)
+            return self._need(model, kind, 0, edges)
         family = self._machine.family(model)
         kin = [mb for name, mb in measured.items() if self._machine.family(name) == family]
-        if kin:
-            return max(kin)
         pinned = sum(r.base_mb for there in self.cluster.residents for r in there.values() if r.model in self.policy.pinned)
-        return max(min(BASE_MB, self.largest - pinned), 1)
+        idle = max(kin) if kin else max(min(BASE_MB, self.largest - pinned), 1)
+        work = self._footprints.work_mb(model, kind, edges, self._machine.cost(model)) if edges else 0
+        return max(idle, min(idle + work, self.largest - pinned))
+
+    def _need(self, model: str, kind: str, held: int, edges: int) -> int:
+        return self._footprints.need_mb(model, kind, held, self.largest, edges, self._machine.cost(model) if edges else None)
 
     def measure(self, life: Life) -> None:
         """Takes what the model holds now into its footprint and into the plan."""
@@ -258,7 +269,7 @@ class Carrier(ABC):
             if held:
                 # It will come to hold again what it held before.
                 at = self.cluster.position[device.id]
-                self.cluster.measured_base(life.model, at, count * known.need_mb(each, self.largest))
+                self.cluster.measured_base(life.model, at, count * self._need(life.model, device.kind, each, life.edges))
 
     def govern(self, policy: Policy) -> None:
         """Other rules hold from now on; nothing is loaded or unloaded for that alone."""

@@ -28,14 +28,27 @@ USED_SECONDS: Final = 0.5
 MARGIN_SECONDS: Final = 0.25
 """Time that is left for the answer when a wait ends."""
 RETRY_AFTER: Final = 5
+SMALL_EDGES: Final = 2048
+"""Structures with fewer neighbour pairs are not told of: they take 100 MB or so, which the margin of each device has."""
+MOST_BITS: Final = 40
+TOLD_SECONDS: Final = 30.0
+"""How long the owner need not be told again of structures of a size; it keeps room for them twice as long."""
 
 
 @dataclass
 class _Lease:
-    """What one connection holds: uses under way by model, and which models are to be given back."""
+    """What one connection holds: uses under way by model, which models are to be given back, and what each has memory for: the size
+    of structures that the owner was told of, and when."""
 
     uses: dict[str, int] = field(default_factory=dict)
     recalled: set[str] = field(default_factory=set)
+    sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def allows(self, name: str, size: int) -> bool:
+        """Whether a use may begin without a question."""
+        known, told_at = self.sizes.get(name, (0, float("-inf")))
+        enough = not size or (size <= known and time.monotonic() - told_at < TOLD_SECONDS)
+        return enough and name in self.uses and name not in self.recalled
 
 
 class Follower:
@@ -82,19 +95,23 @@ class Follower:
         return self._writer is not None
 
     @asynccontextmanager
-    async def hold(self, models: Iterable[str], deadline: float, priority: int = 1) -> AsyncIterator[None]:
+    async def hold(
+        self, models: Iterable[str], deadline: float, priority: int = 1, edges: Mapping[str, int] | None = None
+    ) -> AsyncIterator[None]:
         """All of ``models`` are resident while the block runs. Without an owner it runs at once: what is there can be used.
 
         Args:
             deadline: ``time.monotonic()`` until which a wait makes sense.
             priority: index into ``PRIORITIES``.
+            edges: neighbour pairs of the largest structure that each is used for.
 
         Raises:
             ModelNotReady: the deadline comes first; what was begun for it goes on.
             NoRoom, and what a failed load ended with.
         """
         names = tuple(sorted(set(models)))
-        lease = await self._acquire(names, deadline, priority)
+        sizes = {name: min(pairs.bit_length(), MOST_BITS) for name, pairs in (edges or {}).items() if pairs >= SMALL_EDGES}
+        lease = await self._acquire(names, deadline, priority, sizes)
         self._used.update(names)
         try:
             yield
@@ -103,15 +120,16 @@ class Follower:
                 self._used.update(names)
                 self._leave(lease, names)
 
-    async def _acquire(self, names: tuple[str, ...], deadline: float, priority: int) -> _Lease | None:
+    async def _acquire(self, names: tuple[str, ...], deadline: float, priority: int, sizes: Mapping[str, int]) -> _Lease | None:
         while self.connected:
             lease = self._lease
-            if all(name in lease.uses and name not in lease.recalled for name in names):
+            if all(lease.allows(name, sizes.get(name, 0)) for name in names):
                 for name in names:
                     lease.uses[name] += 1
                 return lease
             try:
-                if await self._ask(names, deadline, priority):
+                if await self._ask(names, deadline, priority, sizes):
+                    lease.sizes.update({name: (size, time.monotonic()) for name, size in sizes.items()})
                     return lease  # the grant has counted this use already
             except ConnectionError:
                 continue
@@ -119,10 +137,12 @@ class Follower:
                 raise self._too_late(names) from None
         return None
 
-    async def _ask(self, names: tuple[str, ...], deadline: float, priority: int) -> bool:
+    async def _ask(self, names: tuple[str, ...], deadline: float, priority: int, sizes: Mapping[str, int]) -> bool:
         lease, number, future = self._lease, next(self._numbers), asyncio.get_running_loop().create_future()
         self._waiting[number] = names, future
-        self._send({"ask": number, "models": names, "priority": priority})
+        # All between two powers of two are told as the larger one.
+        edges = {name: 2**size - 1 for name, size in sizes.items()}
+        self._send({"ask": number, "models": names, "priority": priority, "edges": edges})
         patience = max(deadline - MARGIN_SECONDS - time.monotonic(), 0.01)
         try:
             async with asyncio.timeout(patience if patience < float("inf") else None):
@@ -150,6 +170,7 @@ class Follower:
 
     def _give_back(self, lease: _Lease, name: str) -> None:
         lease.uses.pop(name, None)
+        lease.sizes.pop(name, None)
         lease.recalled.discard(name)
         if lease is self._lease:
             self._send({"release": name})

@@ -2,7 +2,7 @@
 
 ``memory = base + factor * bytes_per_edge * edges``. The base is measured when a model has been loaded. The factor is learned for
 each model, kind of device and size (powers of two of neighbour pairs): observed over estimated peaks move it, and running out of
-memory raises it by 1.2 for that size and all larger ones.
+memory raises it by 1.2 for that size and all larger ones. What a model has come to hold counts where that is more.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ class Footprint:
     Attributes:
         base_mb: MB that it has come to hold; 0 where that was never measured. Allocators keep what a peak took, so this is more
             than it holds right after a load.
+        loaded_mb: MB that it held right after its last load; 0 where that was never measured.
         factors: observed over estimated memory of work, by size class.
         out_of_memory: how often work of it ran out of memory.
         raised: what ``base_mb`` is multiplied by since then.
     """
 
     base_mb: int = 0
+    loaded_mb: int = 0
     factors: dict[int, float] = field(default_factory=dict)
     out_of_memory: int = 0
     raised: float = 1.0
@@ -92,6 +94,18 @@ class Footprints:
             name.removesuffix(ending): each.base_mb for name, each in self._known.items() if name.endswith(ending) and each.base_mb
         }
 
+    def need_mb(self, model: str, kind: str, held_mb: int, largest_mb: int, edges: int, cost: Cost | None) -> int:
+        """MB that an instance is given that holds ``held_mb`` and is asked for a structure of ``edges`` neighbour pairs.
+
+        No more than ``largest_mb``, what the largest device has, unless it holds more: the model itself says what does not fit.
+        """
+        known = self.of(model, kind)
+        need = known.need_mb(held_mb, largest_mb)
+        if not edges:
+            return need
+        idle = (known.loaded_mb or need) * known.raised
+        return max(need, min(math.ceil(idle) + self.work_mb(model, kind, edges, cost), largest_mb))
+
     def work_mb(self, model: str, kind: str, edges: int, cost: Cost | None) -> int:
         """MB that work of ``edges`` neighbour pairs takes at its peak, above the base.
 
@@ -99,15 +113,6 @@ class Footprints:
         """
         bounded = min(edges, cost.edges) if cost is not None and cost.edges else edges
         return math.ceil(self.of(model, kind).factor(size_class(bounded)) * bounded * _bytes_per_edge(cost) / MB)
-
-    def edges_that_fit(self, model: str, kind: str, free_mb: float, cost: Cost | None) -> int:
-        """The most neighbour pairs whose work is estimated to fit into ``free_mb``."""
-        per_edge = _bytes_per_edge(cost) / MB
-        for size in range(40, 0, -1):
-            fit = int(free_mb / (self.of(model, kind).factor(size) * per_edge))
-            if fit >= 2 ** (size - 1):
-                return min(fit, 2**size - 1)
-        return 0
 
     def measured_base(self, model: str, kind: str, mb: int) -> None:
         """A model holds so much."""
@@ -117,6 +122,7 @@ class Footprints:
     def loaded(self, model: str, kind: str, mb: int) -> None:
         """A model holds so much right after its load: less than it came to hold before takes the estimate back, slowly."""
         known = self.of(model, kind)
+        known.loaded_mb = mb
         known.base_mb = max(mb, math.ceil(known.base_mb + FORGETTING * (mb - known.base_mb)))
         known.raised = max(1.0, known.raised / EASED)
         self._write()
@@ -152,19 +158,6 @@ def size_class(edges: int) -> int:
     return max(int(edges), 1).bit_length()
 
 
-def after_out_of_memory(attempts: int, edges: int, fit: int) -> str:
-    """What becomes of work that ran out of memory: ``elsewhere`` or ``smaller`` once, then ``fail``.
-
-    Args:
-        attempts: how often it has run out of memory, this time included.
-        edges: its neighbour pairs.
-        fit: the most that is estimated to fit on another device, now that the estimate has been raised.
-    """
-    if attempts > 1:
-        return "fail"
-    return "elsewhere" if fit >= edges else "smaller"
-
-
 def _within(factor: float) -> float:
     return min(max(factor, LEAST), MOST)
 
@@ -186,4 +179,6 @@ def _read(path: Path) -> dict[str, Footprint]:
 
 def _footprint(data: Mapping[str, Any]) -> Footprint:
     factors = {int(size): _within(float(factor)) for size, factor in data["factors"].items()}
-    return Footprint(int(data["base_mb"]), factors, int(data["out_of_memory"]), float(data.get("raised", 1.0)))
+    return Footprint(
+        int(data["base_mb"]), int(data.get("loaded_mb", 0)), factors, int(data["out_of_memory"]), float(data.get("raised", 1.0))
+    )

@@ -43,6 +43,7 @@ class Ask:
     """A client waits until all of ``models`` are resident at once.
 
     Attributes:
+        edges: neighbour pairs of the largest structure that each is asked for; those too small to be counted are left out.
         why: what stood in the way at the last look.
     """
 
@@ -51,6 +52,7 @@ class Ask:
     models: tuple[str, ...]
     priority: int
     since: float
+    edges: Mapping[str, int] = field(default_factory=dict)
     why: str = ""
 
     def rank(self, now: float, ageing_seconds: float) -> tuple[int, float]:
@@ -72,6 +74,7 @@ class Life:
         behind: models that have to be gone before its load begins.
         work: the load or the unload that is under way.
         held: MB that its processes hold of each device, as of the last measurement.
+        edges: neighbour pairs of the largest structure that it was lately asked for; ``worked_at``: when that was.
         avoid: the device that it ran out of memory on, when there was room on another one.
         moved_at: when it was last moved for that reason.
         ran_out_at: when it last ran out of memory.
@@ -92,6 +95,8 @@ class Life:
     behind: set[str] = field(default_factory=set)
     work: asyncio.Task[None] | None = None
     held: dict[str, int] = field(default_factory=dict)
+    edges: int = 0
+    worked_at: float = -math.inf
     avoid: str = ""
     moved_at: float = -math.inf
     ran_out_at: float = -math.inf
@@ -104,7 +109,14 @@ class Life:
 
     def away(self) -> None:
         """It is on no device."""
-        self.instances, self.held, self.history = {}, {}, History()
+        self.instances, self.held, self.edges, self.history = {}, {}, 0, History()
+
+    def asked_for(self, edges: int, now: float) -> bool:
+        """It is asked for a structure of so many pairs; whether that is more than was known of."""
+        if edges < self.edges:
+            return False
+        more, self.edges, self.worked_at = edges > self.edges, edges, now
+        return more
 
     @property
     def device(self) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from forcegate.errors import ForcegateError, ModelNotReady, NoRoom
 from frontend.scheduler import eviction
+from frontend.scheduler.carrier import WORK_SECONDS
 from frontend.scheduler.life import Ask, Client, Life
 from frontend.scheduler.placement import Decision, Demand, decide
 from frontend.scheduler.policy import PRIORITIES, TASK_PRIORITY
@@ -41,10 +42,16 @@ class Owner(Scaler):
 
     # What clients say.
 
-    def ask(self, client: Client, number: int, models: Iterable[str], priority: int = 1) -> None:
-        """A client wants to use all of ``models`` at once; it is told when it may, or that it never will."""
+    def ask(
+        self, client: Client, number: int, models: Iterable[str], priority: int = 1, edges: Mapping[str, int] | None = None
+    ) -> None:
+        """A client wants to use all of ``models`` at once; it is told when it may, or that it never will.
+
+        Args:
+            edges: neighbour pairs of the largest structure that each is asked for.
+        """
         priority = min(max(priority, 0), len(PRIORITIES) - 1)
-        self.asks.append(Ask(client, number, tuple(models), priority, self.clock()))
+        self.asks.append(Ask(client, number, tuple(models), priority, self.clock(), edges or {}))
         self.step()
 
     def cancel(self, client: Client, number: int) -> None:
@@ -88,11 +95,15 @@ class Owner(Scaler):
         for ask in sorted(self.asks, key=lambda ask: ask.rank(now, self.policy.ageing_seconds)):
             if ask not in self.asks:  # refused a moment ago, together with another one
                 continue
-            if all(self.life(model).residency.state == "resident" for model in ask.models):
+            there = all(self.life(model).residency.state == "resident" for model in ask.models)
+            if there and not (other := self._making_room(ask, now)):
                 self._grant(ask, now)
                 continue
             # Whoever came first keeps what it has got already while it waits for the rest.
             keep |= set(ask.models)
+            if there:
+                ask.why = f"{other} leaves: its memory is needed for a structure of this size"
+                continue
             for model in ask.models:
                 if ask in self.asks:
                     self._provide(model, ask, frozenset(keep), now)
@@ -116,7 +127,7 @@ class Owner(Scaler):
         if life.residency.state == "failed" and now < life.residency.retry_at:
             self._refuse(model, self._failure(life, now))
             return
-        demand = Demand(model, self.estimate(model), keep=keep, excluded=frozenset({life.avoid} - {""}))
+        demand = Demand(model, self.estimate(model, ask.edges.get(model, 0)), keep=keep, excluded=frozenset({life.avoid} - {""}))
         decision = decide(demand, self.cluster, now)
         if demand.excluded and decision.action not in ("load", "evict"):
             decision = decide(replace(demand, excluded=frozenset()), self.cluster, now)
@@ -139,6 +150,22 @@ class Owner(Scaler):
         elif decision.action in ("load", "evict"):
             self._make_room(decision, model)
             self._place(life, decision, demand.base_mb, now)
+            life.asked_for(ask.edges.get(model, 0), now)
+
+    def _making_room(self, ask: Ask, now: float) -> str:
+        """The model that leaves so that a larger structure than before has the memory that it takes; empty for none."""
+        for model, edges in ask.edges.items():
+            life = self.life(model)
+            if life.asked_for(edges, now):
+                self.measure(life)
+                self.relieve(model)
+            if leaving := self._leaving_beside(life):
+                return leaving
+        return ""
+
+    def _leaving_beside(self, life: Life) -> str:
+        on = set(life.instances)
+        return next((each.model for each in self.lives.values() if each.evicted == "over budget" and on & set(each.instances)), "")
 
     def _gathering(self, ask: Ask, decision: Decision, now: float) -> str:
         """The model in use that a task leaves alone for a while: tasks of one model are carried out together, which saves loads."""
@@ -287,15 +314,16 @@ class Owner(Scaler):
 
     async def room_made(self, model: str) -> None:
         """Returns when those that left for a model's sake are gone."""
-        device = self.life(model).device
-        for life in [each for each in self.lives.values() if device in each.instances and each.evicted == "over budget"]:
-            await self.departure(life)
+        while leaving := self._leaving_beside(self.life(model)):
+            await self.departure(self.life(leaving))
 
     def tick(self) -> None:
         """Time has passed: measurements, models that nobody asks for, devices that come back."""
         now = self.clock()
         self._machine.look()
         for life in list(self.lives.values()):
+            if now - life.worked_at > WORK_SECONDS:
+                life.edges = 0
             self.measure(life)
         for device in self.cluster.devices:
             health = self.ward.of(device.id)

@@ -113,14 +113,15 @@ class Server:
     def _take(self, connection: Connection, message: Mapping[str, Any]) -> None:
         match message:
             case {"ask": int(number), "models": list(models), "priority": int(priority)}:
-                self._owner.ask(connection, number, [str(model) for model in models], priority)
+                edges = {model: int(pairs) for model, pairs in _numbers(message.get("edges")).items()}
+                self._owner.ask(connection, number, [str(model) for model in models], priority, edges)
             case {"cancel": int(number)}:
                 self._owner.cancel(connection, number)
             case {"release": str(model)}:
                 self._owner.release(connection, model)
             case {"used": list(models)}:
                 self._owner.used(str(model) for model in models)
-                self._owner.waits(connection, _seconds(message.get("waiting")))
+                self._owner.waits(connection, _numbers(message.get("waiting")))
             case {"do": int(number), "what": str(what)}:
                 task = asyncio.create_task(self._do(connection, number, what, message))
                 self._running.add(task)
@@ -140,8 +141,8 @@ class Server:
             connection.tell({"done": number})
 
 
-def _seconds(told: object) -> dict[str, float]:
-    """Seconds by model; nothing where the message makes no sense."""
+def _numbers(told: object) -> dict[str, float]:
+    """Numbers by model; nothing where the message makes no sense."""
     if not isinstance(told, Mapping):
         return {}
-    return {str(model): float(seconds) for model, seconds in told.items() if isinstance(seconds, int | float)}
+    return {str(model): float(number) for model, number in told.items() if isinstance(number, int | float)}

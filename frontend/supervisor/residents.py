@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from forcefields import catalogue as catalogues
 from forcefields.catalogue import Catalogue
+from forcefields.cost import Cost
 from forcegate.errors import Conflict, InvalidRequest, NotFound, ServerUnavailable, SetupError, UnknownModel
 from frontend.scheduler import profile as profiles
 from frontend.scheduler.application import apply
@@ -227,6 +228,10 @@ class Residents:
         """See ``Machine``."""
         self._watch.wanted.pop(model, None)
         self._watch.end(model)
+
+    def cost(self, model: str) -> Cost | None:
+        """See ``Machine``."""
+        return self._reports.read(model).cost
 
     def family(self, model: str) -> str:
         """See ``Machine``."""

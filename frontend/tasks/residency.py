@@ -14,10 +14,12 @@ from typing import Any, Final, TypeVar
 from ase import Atoms
 
 from forcefields import catalogue as catalogues
+from forcefields.cost import largest_edges
 from forcegate.calculations.forces import Point, Served
 from forcegate.calculator import ForcegateCalculator
 from forcegate.dispersion import correction_of
 from forcegate.errors import ForcegateError, OutOfMemory
+from forcegate.structure import from_atoms
 from frontend.scheduler.follower import Follower
 from frontend.scheduler.policy import TASK_PRIORITY
 from frontend.triton.readiness import Readiness
@@ -34,7 +36,7 @@ class Holder:
     """One worker's connection to the owner of the residents, for calls from threads."""
 
     def __init__(self, folder: Path) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop, self._catalogue = asyncio.new_event_loop(), catalogues.load()
         self._follower = Follower(folder, "worker")
         threading.Thread(target=self._run, name="residency", daemon=True).start()
 
@@ -48,8 +50,8 @@ class Holder:
         return None if told is None else told["models"]
 
     @contextmanager
-    def hold(self, models: Sequence[str]) -> Iterator[None]:
-        """The models are resident while the block runs.
+    def hold(self, models: Sequence[str], structures: Sequence[Atoms] = ()) -> Iterator[None]:
+        """The models are resident while the block runs, and there is memory for the largest of the structures.
 
         Raises:
             ModelNotReady: not within ``WAIT_SECONDS``.
@@ -58,28 +60,32 @@ class Holder:
         until = time.monotonic() + CONNECT_SECONDS
         while not self._follower.connected and time.monotonic() < until:
             time.sleep(0.05)
-        held: AbstractAsyncContextManager[None] = self._follower.hold(models, time.monotonic() + WAIT_SECONDS, TASK_PRIORITY)
+        given = [from_atoms(atoms) for atoms in structures]
+        edges = {model: largest_edges(given, self._catalogue.resolve(model).cutoff) for model in models}
+        deadline = time.monotonic() + WAIT_SECONDS
+        held: AbstractAsyncContextManager[None] = self._follower.hold(models, deadline, TASK_PRIORITY, edges)
         asyncio.run_coroutine_threadsafe(held.__aenter__(), self._loop).result()
         try:
             yield
         finally:
             asyncio.run_coroutine_threadsafe(held.__aexit__(None, None, None), self._loop).result()
 
-    def carry_out(self, models: Sequence[str], work: Callable[[], Found]) -> Found:
-        """What ``work`` gives while the models are resident; once more, with more room for the first, where it ran out of memory.
+    def carry_out(self, models: Sequence[str], structures: Sequence[Atoms], work: Callable[[], Found]) -> Found:
+        """What ``work`` on the structures gives while the models are resident; once more, with more room for the first, where it
+        ran out of memory.
 
         Raises:
             OutOfMemory: it still does not fit.
             ForcegateError: see ``hold``, and what else ``work`` raises.
         """
         try:
-            with self.hold(models):
+            with self.hold(models, structures):
                 return work()
         except OutOfMemory:
             asked = self._follower.do("out of memory", MEMORY_SECONDS, model=models[0])
             with suppress(ForcegateError):  # it is tried in any case
                 asyncio.run_coroutine_threadsafe(asked, self._loop).result()
-        with self.hold(models):
+        with self.hold(models, structures):
             return work()
 
 
@@ -133,7 +139,7 @@ class HeldForces(Served):
 
     def evaluate(self, structures: Sequence[Atoms]) -> list[Point]:
         """See ``Served``."""
-        return self._holder.carry_out(self._models, lambda: super(HeldForces, self).evaluate(structures))
+        return self._holder.carry_out(self._models, structures, lambda: super(HeldForces, self).evaluate(structures))
 
 
 class HeldCalculator(ForcegateCalculator):
@@ -149,6 +155,7 @@ class HeldCalculator(ForcegateCalculator):
         with self._holder.hold(self._models):
             return super().implemented_properties
 
-    def calculate(self, *args: Any, **named: Any) -> None:
+    def calculate(self, atoms: Atoms | None = None, *args: Any, **named: Any) -> None:
         """See ``ForcegateCalculator``."""
-        self._holder.carry_out(self._models, lambda: super(HeldCalculator, self).calculate(*args, **named))
+        given = [found] if (found := atoms or self.atoms) is not None else []
+        self._holder.carry_out(self._models, given, lambda: super(HeldCalculator, self).calculate(atoms, *args, **named))

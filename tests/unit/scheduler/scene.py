@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from forcefields.cost import Cost
 from forcegate.errors import ForcegateError
 from frontend.scheduler.device import Device
 from frontend.scheduler.follower import Follower
@@ -17,6 +18,8 @@ from frontend.scheduler.policy import Policy
 from frontend.scheduler.server import Server
 
 SIZE, BUDGET = 300, 1000
+COST = Cost(seconds_per_pass=1e-3, seconds_per_atom=1e-5, seconds_per_edge=1e-7, bytes_per_edge=2**20 / 100, edges=10**6)
+"""A hundred neighbour pairs take one MB."""
 NAMES = [f"m{k}" for k in range(8)]
 
 
@@ -82,6 +85,9 @@ class Books:
         self.ended.append(model)
         self.there.pop(model, None)
 
+    def cost(self, model: str) -> Cost:  # noqa: ARG002
+        return COST
+
     def family(self, model: str) -> str:  # noqa: ARG002
         return "family"
 
@@ -117,8 +123,11 @@ class Scene:
                 await asyncio.sleep(0.01)
         return made, task
 
-    async def use(self, follower: Follower, *models: str, seconds: float = 5.0, work: float = 0.0, priority: int = 1) -> None:
-        async with follower.hold(models, asyncio.get_running_loop().time() + seconds, priority):
+    async def use(
+        self, follower: Follower, *models: str, seconds: float = 5.0, work: float = 0.0, priority: int = 1, edges: int = 0
+    ) -> None:
+        until, sizes = asyncio.get_running_loop().time() + seconds, dict.fromkeys(models, edges)
+        async with follower.hold(models, until, priority, sizes):
             assert all(self.books.there.get(model, 0) >= SIZE for model in models), "granted before it was there"
             self.books.in_use.update(models)
             try:

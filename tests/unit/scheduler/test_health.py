@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from forcefields.cost import Cost
-from frontend.scheduler.footprint import BASE_MB, Footprints, after_out_of_memory
+from frontend.scheduler.footprint import BASE_MB, Footprints
 from frontend.scheduler.quarantine import FIRST_SECONDS, PROBATION_SECONDS, Health, Ward
 from frontend.scheduler.residency import GIVEN_BACK, LOAD_SECONDS, SETTLE_SECONDS, UNLOAD_SECONDS, Residency
 
@@ -48,8 +48,6 @@ def test_running_out_of_memory_raises_this_size_and_larger_ones_by_a_fifth() -> 
     assert known.work_mb("m", "gpu", 100_000, COST) == pytest.approx(1.2 * large, rel=1e-3)
     known.ran_out("m", "gpu", 50_000)
     assert known.work_mb("m", "gpu", 100_000, COST) == pytest.approx(1.44 * large, rel=1e-3)
-    fit = known.edges_that_fit("m", "gpu", 5000, COST)
-    assert known.work_mb("m", "gpu", fit, COST) <= 5000 < known.work_mb("m", "gpu", fit + fit // 50, COST)
 
 
 def test_what_a_model_came_to_hold_is_kept_over_its_next_load_and_taken_back_slowly() -> None:
@@ -65,12 +63,6 @@ def test_what_a_model_came_to_hold_is_kept_over_its_next_load_and_taken_back_slo
     assert known.of("m", "gpu").raised == 1.0
     known.loaded("m", "gpu", 700)
     assert known.of("m", "gpu").base_mb == 700, "more counts at once"
-
-
-def test_out_of_memory_is_tried_once_more_and_then_fails() -> None:
-    assert after_out_of_memory(1, edges=1000, fit=2000) == "elsewhere"
-    assert after_out_of_memory(1, edges=1000, fit=500) == "smaller"
-    assert after_out_of_memory(2, edges=1000, fit=2000) == "fail"
 
 
 def test_a_file_that_cannot_be_read_is_learned_again(tmp_path: Path) -> None:
