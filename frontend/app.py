@@ -17,7 +17,7 @@ import forcegate
 from forcegate.errors import ForcegateError, InvalidRequest, MethodNotAllowed, NotFound
 from frontend import documentation
 from frontend.bodies import error_response
-from frontend.middleware import EveryRequest
+from frontend.middleware import EveryRequest, broken
 from frontend.routes import calculations, models, pages, scheduler, service, structures, task_files, tasks, waited
 from frontend.service import Service, call_of, service_of
 from frontend.settings import Settings
@@ -63,7 +63,7 @@ def create_app(settings: Settings) -> Gateway:
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
-        exception_handlers={ForcegateError: _typed, HTTPException: _framework},
+        exception_handlers={ForcegateError: _typed, HTTPException: _framework, Exception: _unforeseen},
     )
     app.state.service = parts
     app.front = EveryRequest(
@@ -92,6 +92,11 @@ async def _typed(request: Request, error: Exception) -> Response:
     call = call_of(request)
     call.code = error.code
     return error_response(error, call.accept, error.retry_after or service_of(request).admission.retry_after)
+
+
+async def _unforeseen(request: Request, _error: Exception) -> Response:
+    """The framework raises the error again when this is sent, so that it is logged."""
+    return await _typed(request, broken())
 
 
 async def _framework(request: Request, error: Exception) -> Response:

@@ -102,10 +102,7 @@ class EveryRequest:
             log.exception("a request broke the gateway")
             call.code = ForcegateError.code
             if not status:
-                failure = ForcegateError(
-                    "The gateway failed on this request; it is not your fault.", "Its log has more under this request id."
-                )
-                await error_response(failure, call.accept)(scope, receive, send_with_id)
+                await error_response(broken(), call.accept)(scope, receive, send_with_id)
         finally:
             self.metrics.requests_in_flight.dec()
             self._finish(scope, call, CLIENT_GONE if call.gone else status)
@@ -175,3 +172,8 @@ def _begin(scope: Scope) -> Call:
     call = Call(request_id(given), started, accept)
     scope["forcegate.call"] = call
     return call
+
+
+def broken() -> ForcegateError:
+    """What a caller is told of an error that nobody has foreseen."""
+    return ForcegateError("The gateway failed on this request; it is not your fault.", "Its log has more under this request id.")

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
+
+# DBOS imports this in a thread, some seconds after the start: a statement that another thread made meanwhile would meet half of it.
+import sqlalchemy.orm
 from sqlalchemy.dialects import postgresql, sqlite
 
 from forcegate.errors import SetupError

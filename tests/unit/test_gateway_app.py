@@ -16,7 +16,7 @@ import msgpack
 import pytest
 import uvicorn
 
-from forcegate.errors import BY_CODE
+from forcegate.errors import BY_CODE, ForcegateError
 from frontend import documentation
 from frontend.app import create_app
 from frontend.settings import Settings, load
@@ -126,6 +126,32 @@ def test_errors_come_in_the_format_that_is_accepted(play: Callable[..., None]) -
             assert msgpack.unpackb(response.content)["code"] in BY_CODE
 
     play(scene)
+
+
+@pytest.mark.parametrize("path", ["/api/v1/models/lj-argon", "/api/v1/single_point"])
+def test_an_error_that_nobody_has_foreseen_has_that_form_too(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the framework answers or, for the paths that have to be fast, nobody but us."""
+
+    def entry(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("frontend.triton.directory.Directory.entry", entry)
+    app = create_app(load(grpc_port=free_ports(1)[0], state=tmp_path, root=ROOT))
+
+    async def steps() -> httpx.Response:
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as made:
+                if path.endswith("single_point"):
+                    return await made.post(path, json=SINGLE)
+                return await made.get(path)
+
+    response = asyncio.run(steps())
+    body = response.json()
+    assert (response.status_code, set(body)) == (500, {"detail", "code", "retryable", "hint"})
+    assert body["code"] == ForcegateError.code
+    assert response.headers["X-Request-ID"]
+    assert "request id" in response.json()["hint"]
 
 
 def test_a_long_body_is_refused_without_being_read(play: Callable[..., None]) -> None:
