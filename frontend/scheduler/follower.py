@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -30,7 +31,8 @@ MARGIN_SECONDS: Final = 0.25
 RETRY_AFTER: Final = 5
 SMALL_EDGES: Final = 2048
 """Structures with fewer neighbour pairs are not told of: they take 100 MB or so, which the margin of each device has."""
-MOST_BITS: Final = 40
+STEPS, MOST_STEPS = 4, 160
+"""Sizes are told in steps of the fourth root of two; the largest of them is beyond every device."""
 TOLD_SECONDS: Final = 30.0
 """How long the owner need not be told again of structures of a size; it keeps room for them twice as long."""
 
@@ -44,10 +46,10 @@ class _Lease:
     recalled: set[str] = field(default_factory=set)
     sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
 
-    def allows(self, name: str, size: int) -> bool:
+    def allows(self, name: str, size: int, now: float) -> bool:
         """Whether a use may begin without a question."""
         known, told_at = self.sizes.get(name, (0, float("-inf")))
-        enough = not size or (size <= known and time.monotonic() - told_at < TOLD_SECONDS)
+        enough = not size or (size <= known and now - told_at < TOLD_SECONDS)
         return enough and name in self.uses and name not in self.recalled
 
 
@@ -57,10 +59,11 @@ class Follower:
     Args:
         folder: the state folder of the service.
         name: of this process, for people.
+        clock: monotonic time in s.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._name = folder, f"{name} ({os.getpid()})"
+    def __init__(self, folder: Path, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder, self._name, self._clock = folder, f"{name} ({os.getpid()})", clock
         self._writer: asyncio.StreamWriter | None = None
         self._lease = _Lease()
         self._numbers = itertools.count(1)
@@ -101,7 +104,7 @@ class Follower:
         """All of ``models`` are resident while the block runs. Without an owner it runs at once: what is there can be used.
 
         Args:
-            deadline: ``time.monotonic()`` until which a wait makes sense.
+            deadline: of the clock, until which a wait makes sense.
             priority: index into ``PRIORITIES``.
             edges: neighbour pairs of the largest structure that each is used for.
 
@@ -110,7 +113,7 @@ class Follower:
             NoRoom, and what a failed load ended with.
         """
         names = tuple(sorted(set(models)))
-        sizes = {name: min(pairs.bit_length(), MOST_BITS) for name, pairs in (edges or {}).items() if pairs >= SMALL_EDGES}
+        sizes = {name: _size(pairs) for name, pairs in (edges or {}).items() if pairs >= SMALL_EDGES}
         lease = await self._acquire(names, deadline, priority, sizes)
         self._used.update(names)
         try:
@@ -122,14 +125,14 @@ class Follower:
 
     async def _acquire(self, names: tuple[str, ...], deadline: float, priority: int, sizes: Mapping[str, int]) -> _Lease | None:
         while self.connected:
-            lease = self._lease
-            if all(lease.allows(name, sizes.get(name, 0)) for name in names):
+            lease, now = self._lease, self._clock()
+            if all(lease.allows(name, sizes.get(name, 0), now) for name in names):
                 for name in names:
                     lease.uses[name] += 1
                 return lease
             try:
                 if await self._ask(names, deadline, priority, sizes):
-                    lease.sizes.update({name: (size, time.monotonic()) for name, size in sizes.items()})
+                    lease.sizes.update({name: (size, self._clock()) for name, size in sizes.items()})
                     return lease  # the grant has counted this use already
             except ConnectionError:
                 continue
@@ -140,10 +143,9 @@ class Follower:
     async def _ask(self, names: tuple[str, ...], deadline: float, priority: int, sizes: Mapping[str, int]) -> bool:
         lease, number, future = self._lease, next(self._numbers), asyncio.get_running_loop().create_future()
         self._waiting[number] = names, future
-        # All between two powers of two are told as the larger one.
-        edges = {name: 2**size - 1 for name, size in sizes.items()}
+        edges = {name: int(2 ** (size / STEPS)) for name, size in sizes.items()}
         self._send({"ask": number, "models": names, "priority": priority, "edges": edges})
-        patience = max(deadline - MARGIN_SECONDS - time.monotonic(), 0.01)
+        patience = max(deadline - MARGIN_SECONDS - self._clock(), 0.01)
         try:
             async with asyncio.timeout(patience if patience < float("inf") else None):
                 await future
@@ -200,7 +202,7 @@ class Follower:
     def _take(self, message: Mapping[str, Any]) -> None:
         match message:
             case {"state": dict(state)}:
-                self.state, self.told_at = state, time.monotonic()
+                self.state, self.told_at = state, self._clock()
             case {"granted": int(number)}:
                 self._granted(number)
             case {"done": int(number)}:
@@ -244,3 +246,8 @@ class Follower:
                 future.set_exception(ConnectionError())
         if waiting:
             log.warning("the scheduler is gone", extra={"waiting": len(waiting)})
+
+
+def _size(edges: int) -> int:
+    """The least step that is not below so many pairs."""
+    return min(math.ceil(STEPS * math.log2(edges)), MOST_STEPS)
