@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from forcefields.cost import Cost
@@ -275,6 +275,12 @@ class Carrier(ABC):
         """Other rules hold from now on; nothing is loaded or unloaded for that alone."""
         self.policy = policy
         self.cluster.govern(policy)
+
+    def working(self, edges: Mapping[str, int]) -> None:
+        """These are evaluating structures of so many pairs, or have them in a queue: the room for them stays."""
+        for model, pairs in edges.items():
+            if (life := self.life(model)).residency.state == "resident":
+                life.asked_for(pairs, self.clock())
 
     def peak(self, model: str, edges: int, mb: float, cost: Cost | None) -> None:
         """A pass over so many neighbour pairs took so much above the loaded model."""

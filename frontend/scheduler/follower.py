@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,15 +35,22 @@ SMALL_EDGES: Final = 2048
 STEPS, MOST_STEPS = 4, 160
 """Sizes are told in steps of the fourth root of two; the largest of them is beyond every device."""
 TOLD_SECONDS: Final = 30.0
-"""How long the owner need not be told again of structures of a size; it keeps room for them twice as long."""
+"""How long it may be that the owner was told of structures of a size for the next one to begin without a question; the owner keeps
+room for them twice as long, and as long as one is under way."""
 
 
 @dataclass
 class _Lease:
-    """What one connection holds: uses under way by model, which models are to be given back, and what each has memory for: the size
-    of structures that the owner was told of, and when."""
+    """What one connection holds.
+
+    Attributes:
+        uses: those under way, by model; ``large``: those of structures that are not small, by model and size.
+        recalled: models that are to be given back.
+        sizes: what each model has memory for: the size of structures that the owner was told of, and when.
+    """
 
     uses: dict[str, int] = field(default_factory=dict)
+    large: Counter[tuple[str, int]] = field(default_factory=Counter)
     recalled: set[str] = field(default_factory=set)
     sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
 
@@ -116,10 +124,13 @@ class Follower:
         sizes = {name: _size(pairs) for name, pairs in (edges or {}).items() if pairs >= SMALL_EDGES}
         lease = await self._acquire(names, deadline, priority, sizes)
         self._used.update(names)
+        if lease is not None:
+            lease.large.update(sizes.items())
         try:
             yield
         finally:
             if lease is not None:
+                lease.large -= Counter(sizes.items())
                 self._used.update(names)
                 self._leave(lease, names)
 
@@ -143,7 +154,7 @@ class Follower:
     async def _ask(self, names: tuple[str, ...], deadline: float, priority: int, sizes: Mapping[str, int]) -> bool:
         lease, number, future = self._lease, next(self._numbers), asyncio.get_running_loop().create_future()
         self._waiting[number] = names, future
-        edges = {name: int(2 ** (size / STEPS)) for name, size in sizes.items()}
+        edges = {name: _edges(size) for name, size in sizes.items()}
         self._send({"ask": number, "models": names, "priority": priority, "edges": edges})
         patience = max(deadline - MARGIN_SECONDS - self._clock(), 0.01)
         try:
@@ -234,7 +245,9 @@ class Follower:
             busy = {name for name, count in self._lease.uses.items() if count} | self._used
             self._used.clear()
             if busy:
-                self._send({"used": sorted(busy), "waiting": dict(self.waiting())})
+                # In the order of their sizes, so that the largest of each model stays.
+                edges = {name: _edges(size) for name, size in sorted(self._lease.large, key=lambda each: each[1])}
+                self._send({"used": sorted(busy), "waiting": dict(self.waiting()), "edges": edges})
 
     def _disconnected(self) -> None:
         if self._writer is not None:
@@ -251,3 +264,7 @@ class Follower:
 def _size(edges: int) -> int:
     """The least step that is not below so many pairs."""
     return min(math.ceil(STEPS * math.log2(edges)), MOST_STEPS)
+
+
+def _edges(size: int) -> int:
+    return int(2 ** (size / STEPS))

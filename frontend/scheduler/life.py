@@ -74,7 +74,7 @@ class Life:
         behind: models that have to be gone before its load begins.
         work: the load or the unload that is under way.
         held: MB that its processes hold of each device, as of the last measurement.
-        edges: neighbour pairs of the largest structure that it was lately asked for; ``worked_at``: when that was.
+        sizes: when it was last asked for structures of so many neighbour pairs, or evaluated them.
         avoid: the device that it ran out of memory on, when there was room on another one.
         moved_at: when it was last moved for that reason.
         ran_out_at: when it last ran out of memory.
@@ -95,8 +95,7 @@ class Life:
     behind: set[str] = field(default_factory=set)
     work: asyncio.Task[None] | None = None
     held: dict[str, int] = field(default_factory=dict)
-    edges: int = 0
-    worked_at: float = -math.inf
+    sizes: dict[int, float] = field(default_factory=dict)
     avoid: str = ""
     moved_at: float = -math.inf
     ran_out_at: float = -math.inf
@@ -109,14 +108,23 @@ class Life:
 
     def away(self) -> None:
         """It is on no device."""
-        self.instances, self.held, self.edges, self.history = {}, {}, 0, History()
+        self.instances, self.held, self.sizes, self.history = {}, {}, {}, History()
+
+    @property
+    def edges(self) -> int:
+        """Neighbour pairs of the largest structure that it has to have memory for; 0 where all are small."""
+        return max(self.sizes, default=0)
 
     def asked_for(self, edges: int, now: float) -> bool:
-        """It is asked for a structure of so many pairs; whether that is more than was known of."""
-        if edges < self.edges:
-            return False
-        more, self.edges, self.worked_at = edges > self.edges, edges, now
-        return more
+        """It is asked for a structure of so many pairs, or evaluates one; whether that is more than was known of."""
+        before = self.edges
+        if edges:
+            self.sizes[edges] = now
+        return edges > before
+
+    def forget(self, before: float) -> None:
+        """Sizes that nobody has asked for since then do not count any more."""
+        self.sizes = {edges: at for edges, at in self.sizes.items() if at >= before}
 
     @property
     def device(self) -> str:

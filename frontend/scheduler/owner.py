@@ -322,8 +322,7 @@ class Owner(Scaler):
         now = self.clock()
         self._machine.look()
         for life in list(self.lives.values()):
-            if now - life.worked_at > WORK_SECONDS:
-                life.edges = 0
+            life.forget(now - WORK_SECONDS)
             self.measure(life)
         for device in self.cluster.devices:
             health = self.ward.of(device.id)

@@ -113,8 +113,7 @@ class Server:
     def _take(self, connection: Connection, message: Mapping[str, Any]) -> None:
         match message:
             case {"ask": int(number), "models": list(models), "priority": int(priority)}:
-                edges = {model: int(pairs) for model, pairs in _numbers(message.get("edges")).items()}
-                self._owner.ask(connection, number, [str(model) for model in models], priority, edges)
+                self._owner.ask(connection, number, [str(model) for model in models], priority, _pairs(message))
             case {"cancel": int(number)}:
                 self._owner.cancel(connection, number)
             case {"release": str(model)}:
@@ -122,6 +121,7 @@ class Server:
             case {"used": list(models)}:
                 self._owner.used(str(model) for model in models)
                 self._owner.waits(connection, _numbers(message.get("waiting")))
+                self._owner.working(_pairs(message))
             case {"do": int(number), "what": str(what)}:
                 task = asyncio.create_task(self._do(connection, number, what, message))
                 self._running.add(task)
@@ -139,6 +139,10 @@ class Server:
         else:
             self._tell(self._state())  # whoever asks for the state after the answer finds what was done
             connection.tell({"done": number})
+
+
+def _pairs(message: Mapping[str, Any]) -> dict[str, int]:
+    return {model: int(pairs) for model, pairs in _numbers(message.get("edges")).items()}
 
 
 def _numbers(told: object) -> dict[str, float]:

@@ -275,7 +275,7 @@ def test_a_larger_structure_than_before_makes_others_leave_and_smaller_ones_do_n
 def test_the_room_for_a_large_structure_is_given_back_after_a_while(
     play: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("frontend.scheduler.owner.WORK_SECONDS", 0.2)
+    monkeypatch.setattr("frontend.scheduler.owner.WORK_SECONDS", 0.5)
 
     async def steps(scene: Scene) -> None:
         one = (await scene.follower())[0]
@@ -317,5 +317,23 @@ def test_measured_peaks_correct_what_work_is_given(play: Callable[..., Scene]) -
         await scene.use(one, "m0", edges=50_000)
         await scene.use(one, "m1")
         assert set(scene.books.there) == {"m0", "m1"}
+
+    play(steps)
+
+
+def test_the_room_stays_while_a_large_structure_is_evaluated_however_long_that_takes(
+    play: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frontend.scheduler.owner.WORK_SECONDS", 1.0)
+
+    async def steps(scene: Scene) -> None:
+        one = (await scene.follower())[0]
+        long = asyncio.create_task(scene.use(one, "m0", work=3.0, edges=60_000))
+        await asyncio.sleep(2.2)
+        assert scene.owner.cluster.residents[0]["m0"].held_mb > 2 * SIZE
+        await long
+        async with asyncio.timeout(10):
+            while scene.owner.cluster.residents[0]["m0"].held_mb > SIZE:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
 
     play(steps)
