@@ -198,7 +198,7 @@ class Service:
                 self.settings.max_queue_seconds,
                 self.estimator(model).pass_atoms,
                 on_refusal=self._count_refusal,
-                on_turn=lambda kind, seconds: self.metrics.queue_wait.labels(kind).observe(seconds),
+                on_wait=lambda kind, seconds: self.metrics.queue_wait.labels(kind).observe(seconds),
             )
         return queue
 

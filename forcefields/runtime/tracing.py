@@ -150,7 +150,9 @@ class Spans:
     def _complain(self, error: Exception) -> None:
         if time.monotonic() - self._complained > COMPLAIN_SECONDS:
             self._complained = time.monotonic()
-            log.warning("spans are lost", extra={"error": type(error).__name__})
+            # What the system or the collector has said; other errors may quote what was sent.
+            why = {"why": str(error)} if isinstance(error, OSError) else {}
+            log.warning("spans are lost", extra={"error": type(error).__name__, **why})
 
 
 def _own(request_id: str, jobs: Sequence[Job]) -> dict[str, Any]:

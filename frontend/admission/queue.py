@@ -80,6 +80,8 @@ class Place:
                 async with asyncio.timeout(remaining if math.isfinite(remaining) else None):
                     await self._turn
             except TimeoutError:
+                if not self.handed_over:  # else it had its turn in the same moment, and was counted
+                    self._queue.waited(self, self._queue.clock())
                 raise self._queue.refused_for_deadline("The deadline passed while the request waited for the model.") from None
             finally:
                 if not self.handed_over or self._turn.cancelled():
@@ -115,7 +117,8 @@ class ModelQueue:
         pass_atoms: atoms of a full forward pass of the model.
         clock: monotonic time in s.
         on_refusal: called with the reason whenever something is refused: ``queue`` or ``deadline``.
-        on_turn: called with the class (``interactive``, ``bulk``) and the seconds that a request has waited.
+        on_wait: called with the class (``interactive``, ``bulk``) and the seconds that a request has waited, until its turn or its
+            deadline.
     """
 
     def __init__(
@@ -124,14 +127,14 @@ class ModelQueue:
         pass_atoms: int,
         clock: Callable[[], float] = time.monotonic,
         on_refusal: Callable[[str], None] = lambda _: None,
-        on_turn: Callable[[str, float], None] = lambda _class, _seconds: None,
+        on_wait: Callable[[str, float], None] = lambda _class, _seconds: None,
     ) -> None:
         self.limit, self.clock = limit, clock
         self.correction = Correction()
         self.instances = 1
         """Of the model in Triton: each needs its next pass there. Seconds are those until the answer, whoever computes."""
         self._pass_atoms = pass_atoms
-        self._on_refusal, self._on_turn = on_refusal, on_turn
+        self._on_refusal, self._on_wait = on_refusal, on_wait
         self._interactive, self._bulk = _Class(), _Class()
         self._bulk_turn = -math.inf
         self._handed_over = self._handed_over_structures = self._handed_over_atoms = 0
@@ -192,6 +195,10 @@ class ModelQueue:
             self._stop_waiting(place)
         self._hand_over()
 
+    def waited(self, place: Place, now: float) -> None:
+        """Tells how long a request has waited."""
+        self._on_wait("bulk" if place.bulk else "interactive", now - place.entered)
+
     def refused_for_deadline(self, detail: str) -> DeadlineExceeded:
         """The error for a request whose deadline is before its turn."""
         self._on_refusal("deadline")
@@ -237,7 +244,7 @@ class ModelQueue:
             self._count(place, 1)
             if place.bulk:
                 self._bulk_turn = now
-            self._on_turn("bulk" if place.bulk else "interactive", now - place.entered)
+            self.waited(place, now)
             place.hand_over()
         self.correction.idle()
 

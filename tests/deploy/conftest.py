@@ -144,7 +144,7 @@ def parts_of(root: Path, state: Path, **settings: object) -> Iterator[Parts]:
 
 @pytest.fixture(scope="session")
 def parts(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
-    """All three, running."""
-    with parts_of(installed, tmp_path_factory.mktemp("state")) as running:
+    """All three, running. Triton may be halted for half a minute, and the heartbeat ends no model for it."""
+    with parts_of(installed, tmp_path_factory.mktemp("state"), HEARTBEAT_DEAD_SECONDS=120) as running:
         begun(running, "triton", "gateway", "worker")
         yield running

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from docs.prometheus import started
+from frontend.admission.queue import WINDOW_STRUCTURES
 from tests.deploy.conftest import Parts, begun
 from tests.deploy.test_parts import ARGON
 from tests.deploy.test_rules import FOLDER, expressions, metrics, rules
@@ -22,6 +24,8 @@ from tests.service import wait_until
 
 ELSEWHERE = ("DCGM_", "probe_", "nv_gpu_")
 """Begin the names of metrics of exporters that do not run here."""
+WAITING = 64
+"""Structures that wait behind those that Triton holds. A request has 32 of them: 2 of 18 requests wait, and p95 is theirs."""
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +82,14 @@ def faults(url: str) -> set[str]:
     return {series["metric"]["alertname"] for series in query(url, 'ALERTS{alertstate="firing"}')}
 
 
-def _asked(parts: Parts) -> int:
-    return httpx.post(f"{parts.url()}/api/v1/single_point", json=ARGON, timeout=90).status_code
+def _asked(parts: Parts, structures: int = 1) -> int:
+    """The status of a single point or, for several structures, of a batch whose every structure has a result."""
+    if structures == 1:
+        return httpx.post(f"{parts.url()}/api/v1/single_point", json=ARGON, timeout=90).status_code
+    body = ARGON | {"atoms": [ARGON["atoms"]] * structures}
+    answer = httpx.post(f"{parts.url()}/api/v1/batch", json=body, headers={"X-Forcegate-Timeout": "85"}, timeout=90)
+    assert not answer.is_success or answer.json()["succeeded"] == structures, answer.text[:1000]
+    return answer.status_code
 
 
 @contextmanager
@@ -106,26 +116,42 @@ def hung(parts: Parts) -> Iterator[None]:
         server.resume()
 
 
-def test_the_five_critical_ones_fire_when_the_fault_is_there_and_end_with_it(parts: Parts, prometheus: str) -> None:
-    """ServiceDown and ModelUnavailable by a Triton that hangs, ErrorRate by a model that is gone while it is asked for, WorkerStuck
-    by a database that a worker cannot write to for 2 min, so that it gives no sign, NoWorker by a worker that was stopped."""
+BATCHES = 'forcegate_request_seconds_count{route="/api/v1/batch"} > 0'
+STOOD = 'forcegate_queue_structures{class="bulk"} == %d and forcegate_queue_structures{class="bulk"} offset 31s == %d'
+"""A queue in which so many structures wait, and waited 31 s ago. QueueWait and SlowRequests begin at 30."""
+
+
+def test_alerts_fire_when_their_fault_is_there_and_end_with_it(parts: Parts, prometheus: str) -> None:
+    """ServiceDown and ModelUnavailable by a Triton that hangs, QueueWait and SlowRequests by a batch that waits for it meanwhile,
+    ErrorRate by a model that is gone while it is asked for, WorkerStuck by a database that a worker cannot write to for 2 min, so
+    that it gives no sign, NoWorker by a worker that was stopped. All but the last are within those 2 min."""
     model = f"{parts.url()}/api/v1/models/lj-argon"
 
     def told(*names: str) -> None:
         wait_until(lambda: faults(prometheus) >= set(names), f"nobody is told: {names}", 60)
 
-    def over(*names: str) -> None:
+    def over(*names: str, structures: int = 1) -> None:
         deadline = time.monotonic() + 120
         while still := faults(prometheus) & set(names):
             assert time.monotonic() < deadline, still
             # Five minutes are looked at: what goes well now has to outnumber what went wrong by twenty.
-            _asked(parts)
+            _asked(parts, structures)
 
+    # A counter whose first value is 1 has increased for nobody: the slow batch must not be the first.
+    assert _asked(parts, 2) == 200
+    wait_until(lambda: query(prometheus, BATCHES), "the first batch is not counted", 30)
     wait_until(lambda: not faults(prometheus), "something fires before there is a fault", 60)
     with locked(parts):
-        with hung(parts):
-            told("ServiceDown", "ModelUnavailable")
+        with ThreadPoolExecutor(1) as caller:
+            with hung(parts):
+                # Triton is given what fills its window, and the rest stands in the gateway.
+                batch = caller.submit(_asked, parts, WINDOW_STRUCTURES + WAITING)
+                told("ServiceDown", "ModelUnavailable")
+                wait_until(lambda: query(prometheus, STOOD % (WAITING, WAITING)), "no queue stands", 60)
+            told("QueueWait", "SlowRequests")
+            assert batch.result(30) == 200
         over("ServiceDown", "ModelUnavailable")
+        over("QueueWait", "SlowRequests", structures=2)
         assert httpx.post(f"{model}/unload", timeout=30).is_success
         wait_until(lambda: _asked(parts) == 503 and "ErrorRate" in faults(prometheus), "nobody is told of 503", 60)
         assert httpx.post(f"{model}/load", timeout=60).is_success

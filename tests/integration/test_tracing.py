@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import httpx
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 
 from forcegate.connection import Connection
 from forcegate.structure import Structure
-from tests.collector import Collector, Incomplete, Span, collecting
+from tests.collector import Collector, Span, collecting, context, several_times
 from tests.service import RunningService, serving, stop, wait_until
 
 ARGON = {"symbols": ["Ar", "Ar"], "positions": [[0, 0, 0], [0, 0, 3.8123456789]]}
@@ -33,30 +31,8 @@ def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> It
         yield running
 
 
-def context(sampled: bool = True) -> tuple[str, str, dict[str, str]]:
-    """A client's trace, its span, and the header that tells of them. The service traces nothing else: its ratio is 0."""
-    trace, span = secrets.token_hex(16), secrets.token_hex(8)
-    return trace, span, {"traceparent": f"00-{trace}-{span}-{'01' if sampled else '00'}"}
-
-
 def post(service: RunningService, path: str, body: dict[str, object], headers: dict[str, str]) -> httpx.Response:
     return httpx.post(f"{service.url}/api/v1/{path}", json={"model_name": "lj-argon", **body}, headers=headers, timeout=60)
-
-
-def several_times(test: Callable[..., None]) -> Callable[..., None]:
-    """Repeats a test that misses spans: Triton 2.51 itself leaves out one in 20 to 50 of the requests that it should trace
-    (docs/monitoring.md), whatever their ids."""
-
-    @functools.wraps(test)
-    def repeated(*arguments: object, **named: object) -> None:
-        for _ in range(4):
-            try:
-                return test(*arguments, **named)
-            except Incomplete:
-                pass
-        return test(*arguments, **named)
-
-    return repeated
 
 
 def by_name(spans: list[Span]) -> dict[str, Span]:

@@ -1,11 +1,14 @@
-"""Triton's own ports: whoever reaches them may ask models, and change nothing."""
+"""Triton's own ports: whoever reaches them may ask models, and change nothing; and to whom spans are sent over HTTPS."""
 
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -20,7 +23,8 @@ from forcegate.connection import CONTROL_HEADER, Connection
 from forcegate.errors import ServerUnavailable, UnknownModel
 from frontend.triton.restriction import FILE, HTTP_HEADER
 from tests.certificates import signed
-from tests.service import RunningService, serving
+from tests.collector import Collector, Span, collecting, context, several_times
+from tests.service import RunningService, environment, free_ports, serving, stop, wait_until
 
 ARGON = Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 3.8]])
 
@@ -32,16 +36,31 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[RunningService]:
-    """One that asks its gRPC clients for a certificate."""
-    files = {
+def collector(certificates: Path) -> Iterator[Collector]:
+    """A collector of spans whose certificate is of that authority, which this machine does not know."""
+    with collecting(certificates) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def settings(certificates: Path, collector: Collector) -> dict[str, Any]:
+    """Of a service that asks its gRPC clients for a certificate, and sends spans of requests whose caller wants them traced."""
+    return {
         "grpc_server_certificate": certificates / "server.pem",
         "grpc_server_key": certificates / "server.key",
         "grpc_client_certificate": certificates / "client.pem",
         "grpc_client_key": certificates / "client.key",
         "grpc_ca": certificates / "ca.pem",
+        "grpc_mutual": "true",
+        "traces": collector.url,
+        "traces_ca": certificates / "ca.pem",
+        "traces_ratio": 0,
     }
-    with serving(tmp_path_factory.mktemp("mutual"), ("lj-argon",), grpc_mutual="true", workers=0, **files) as running:
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> Iterator[RunningService]:
+    with serving(tmp_path_factory.mktemp("mutual"), ("lj-argon",), workers=0, **settings) as running:
         yield running
 
 
@@ -108,3 +127,66 @@ def test_who_has_no_certificate_is_not_answered(
     monkeypatch.setenv("FORCEGATE_GRPC_CA", str(certificates / "ca.pem"))
     with pytest.raises(ServerUnavailable):
         ForcegateCalculator("lj-argon", service.grpc, connect_timeout=1).get_potential_energy(ARGON)
+
+
+def traced(url: str, collector: Collector, count: int) -> tuple[dict[str, Any], list[Span]]:
+    """The answer to a request that is to be traced, and so many of its spans."""
+    trace, _, headers = context()
+    body = {"model_name": "lj-argon", "atoms": {"symbols": ["Ar", "Ar"], "positions": [[0, 0, 0], [0, 0, 3.8]]}}
+    answer = httpx.post(f"{url}/api/v1/single_point", json=body, headers=headers, timeout=30)
+    assert answer.status_code == 200, answer.text
+    return answer.json(), collector.of(trace, count)
+
+
+@contextmanager
+def beside(service: RunningService, log: Path, settings: dict[str, Any]) -> Iterator[str]:
+    """The address of another gateway of the service's Triton, with settings of its own."""
+    ports = (*free_ports(1), service.grpc_port, service.metrics_port, service.http_port)
+    variables = environment(service.state, ("lj-argon",), ports, **settings)
+    # Without a preexec_fn, before which gRPC's threads of this process would begin anew in the child and end it.
+    command = ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "forcegate.cli", "gateway"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=variables, stdout=output, stderr=output)
+    url = f"http://127.0.0.1:{ports[0]}"
+
+    def ready() -> bool:
+        assert process.poll() is None, log.read_text()
+        try:
+            return httpx.get(f"{url}/ready", timeout=5).is_success
+        except httpx.TransportError:
+            return False
+
+    try:
+        wait_until(ready, "the gateway does not begin", 120)
+        yield url
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0, log.read_text()
+
+
+def test_a_collector_of_another_authority_gets_nothing_and_requests_are_answered(
+    service: RunningService, settings: dict[str, Any], collector: Collector, tmp_path: Path
+) -> None:
+    log = tmp_path / "gateway.log"
+    other = signed(tmp_path, "server") / "ca.pem"
+    known, _ = several_times(traced)(service.url, collector, 4)
+    with beside(service, log, settings | {"traces_ca": other}) as url:
+        # The model, which trusts the collector, has told of each request by now: they were to be traced.
+        asked = [several_times(traced)(url, collector, 1)]
+        wait_until(lambda: "certificate verify failed" in log.read_text(), "nobody says why spans are missing", 20)
+        asked.append(several_times(traced)(url, collector, 1))
+    # At its end it has tried once more to send what was left.
+    traces = {spans[0].trace for _, spans in asked}
+    assert {span.service for span in collector.spans if span.trace in traces} == {"forcegate-model"}
+    assert [(answer["energy"], answer["forces"]) for answer, _ in asked] == 2 * [(known["energy"], known["forces"])]
+
+
+def test_gateway_and_model_send_spans_over_https_and_triton_trusts_the_machine_alone(
+    service: RunningService, collector: Collector
+) -> None:
+    _, spans = several_times(traced)(service.url, collector, 4)
+    gateway = dict.fromkeys(("POST /api/v1/single_point", "queue", "ModelInfer"), "forcegate-gateway")
+    assert {span.name: span.service for span in spans} == gateway | {"execute": "forcegate-model"}
+    assert stop(service) == 0  # Triton keeps such lines back until it ends
+    assert "SSL certificate problem" in service.log("triton")
+    assert "forcegate-triton" not in {span.service for span in collector.spans}

@@ -213,8 +213,9 @@ def test_all_is_finished_and_nothing_is_left_whatever_comes(steps: list[tuple[bo
     assert (model.queue.load(True).structures, model.queue.load(False).structures) == (0, 0)
 
 
-def test_a_deadline_that_passes_in_the_queue_takes_the_request_out() -> None:
-    queue = ModelQueue(60.0, 8)
+def test_a_deadline_that_passes_in_the_queue_takes_the_request_out_and_its_wait_is_told() -> None:
+    waits: list[tuple[str, float]] = []
+    queue = ModelQueue(60.0, 8, on_wait=lambda kind, seconds: waits.append((kind, seconds)))
 
     async def run() -> None:
         with queue.enter([PIECE] * 3, False, NEVER), queue.enter([PIECE], False, time.monotonic() + 0.3) as (late,):
@@ -223,6 +224,9 @@ def test_a_deadline_that_passes_in_the_queue_takes_the_request_out() -> None:
                     raise AssertionError("it was handed over")
             assert not late.handed_over
             assert queue.load(False).structures == 0
+        # Where nothing moves, nobody has a turn: only these tell that requests wait.
+        assert [kind for kind, seconds in waits if seconds >= 0.3] == ["interactive"]
+        assert len(waits) == 4
 
     asyncio.run(run())
 

@@ -109,18 +109,22 @@ def test_headers_of_the_environment_reach_the_collector(tmp_path: Path, monkeypa
 
 
 def test_a_collector_with_https_gets_spans_where_its_authority_is_trusted_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", ssl.get_default_verify_paths().cafile or "")  # of other programs, not of this one
     certificates = signed(tmp_path, "server")
     with collecting(certificates) as collector:
         for ca, services in ((str(certificates / "ca.pem"), {"forcegate-gateway", "forcegate-model"}), ("", set())):
             collector.spans.clear()
+            caplog.clear()
             ask(tmp_path, ("GET", "/api/v1/nothing", {}), traces=collector.url, traces_ca=ca)
             spans = of_models.Spans(f"{collector.url}/v1/traces", "lj-argon", "cpu", ca)
             spans.tell([(Request("0af7651916cd43dd8448eb211c80319c"), [])], Report(), time.time_ns())
             spans.close()
             assert {span.service for span in collector.spans} == services
+            lost = [vars(record) for record in caplog.records if record.message == "spans are lost"]
+            assert [line["error"] for line in lost] == ([] if ca else ["URLError"])
+            assert all("certificate verify failed" in line["why"] for line in lost)
 
 
 def test_an_authority_without_https_or_that_cannot_be_read_is_told(tmp_path: Path) -> None:
