@@ -164,8 +164,9 @@ class Owner(Scaler):
         return ""
 
     def _leaving_beside(self, life: Life) -> str:
-        on = set(life.instances)
-        return next((each.model for each in self.lives.values() if each.evicted == "over budget" and on & set(each.instances)), "")
+        """A model on the same device that is on its way out, or gives an instance up, because there is too little for both."""
+        beside = [each for each in self.lives.values() if set(life.instances) & set(each.instances)]
+        return next((each.model for each in beside if each.evicted == "over budget" or each.shrinking), "")
 
     def _gathering(self, ask: Ask, decision: Decision, now: float) -> str:
         """The model in use that a task leaves alone for a while: tasks of one model are carried out together, which saves loads."""
@@ -314,8 +315,8 @@ class Owner(Scaler):
 
     async def room_made(self, model: str) -> None:
         """Returns when those that left for a model's sake are gone."""
-        while leaving := self._leaving_beside(self.life(model)):
-            await self.departure(self.life(leaving))
+        while self._leaving_beside(self.life(model)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
     def tick(self) -> None:
         """Time has passed: measurements, models that nobody asks for, devices that come back."""

@@ -60,6 +60,7 @@ class Server:
         observe: called before each tick: compares what the owner knows with what is there.
         state: makes what all clients are told.
         commands: what people may ask for, by name.
+        tick_seconds: between two ticks of the owner.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class Server:
         observe: Callable[[], Awaitable[None]],
         state: Callable[[], dict[str, Any]],
         commands: Mapping[str, Command],
+        tick_seconds: float = TICK_SECONDS,
     ) -> None:
+        self._tick_seconds = tick_seconds
         self._owner, self._folder, self._observe, self._state, self._commands = owner, folder, observe, state, commands
         self._connections: set[Connection] = set()
         self._running: set[asyncio.Task[None]] = set()
@@ -82,7 +85,7 @@ class Server:
                 await self._observe()
                 self._owner.tick()
                 self._tell(self._state())
-                await asyncio.sleep(TICK_SECONDS)
+                await asyncio.sleep(self._tick_seconds)
         finally:
             server.close()
             (self._folder / wire.SOCKET).unlink(missing_ok=True)
