@@ -85,6 +85,7 @@ class Devices:
         self._check(device.index)
         await asyncio.sleep(self.models[model].load_seconds)
         if device.index in self.lost:
+            self.end(model)
             raise ModelNotReady("Its device was lost.")
         self.ready[model][device.index] += 1
 
@@ -103,9 +104,13 @@ class Devices:
             self.held[model] += new
             for at in new:
                 self._check(at)
-            await asyncio.sleep(self.models[model].load_seconds)
-            if self.lost & new.keys() or not self.held[model]:
-                raise ModelNotReady("Its device was lost.")
+            try:
+                await asyncio.sleep(self.models[model].load_seconds)
+                if self.lost & new.keys() or not self.ready[model]:
+                    raise ModelNotReady("Its device was lost.")
+            except BaseException:  # given up, too
+                self.held[model] -= new
+                raise
             self.ready[model] += new
         self.ready[model] -= old
         while any(len(self._on(at, model)) > self.ready[model][at] for at in old):  # noqa: ASYNC110
@@ -165,11 +170,10 @@ class Devices:
             if queue
         }
 
-    def lose(self, at: int) -> list[str]:
-        """A device is lost, and the models that had an instance there with all that they computed; their names."""
+    def lose(self, at: int) -> None:
+        """A device is lost, and the models that had an instance there with all that they computed."""
         self.lost.add(at)
-        gone = [model for model, there in self.held.items() if there[at]]
-        for model in gone:
+        for model in [model for model, there in self.held.items() if there[at]]:
             calls = self.calls.pop(model, [])
             for device in {call.device for call in calls}:
                 self._advance(device)
@@ -178,7 +182,6 @@ class Devices:
             self.end(model)
             for device in {call.device for call in calls}:
                 self._plan(device)
-        return gone
 
     def _on(self, at: int, model: str = "") -> list[Call]:
         calls = [self.calls[model]] if model else list(self.calls.values())
@@ -288,8 +291,12 @@ class Living:
         await asyncio.gather(*background, return_exceptions=True)
 
     async def _observe(self) -> None:
+        """What a supervisor finds out."""
         for model, calls in self._devices.calls.items():
             self._owner.seen(model, Seen(0.0, len(calls)))
+        for model, life in self._owner.lives.items():
+            if life.residency.state == "resident" and not self._devices.held[model]:
+                self._owner.lost(model, "lost")
 
     def _dispatch(self) -> None:
         """Free slots take tasks, as workers do."""
@@ -331,7 +338,6 @@ class Living:
 
     async def _fail(self, failure: Failure) -> None:
         await asyncio.sleep(failure.at)
-        for model in self._devices.lose(failure.device):
-            self._owner.lost(model, "lost")
+        self._devices.lose(failure.device)
         await asyncio.sleep(failure.seconds)
         self._devices.lost.discard(failure.device)

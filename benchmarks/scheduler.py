@@ -1,13 +1,15 @@
 """``python -m benchmarks.scheduler``: the scheduler over simulated GPUs, its invariants, and how long a decision takes.
 
-Writes ``scheduler.json`` and ``scheduler.png`` (residency, utilization and queue over time) into the folder that ``--out`` names.
-The exit status is 1 where something that must hold does not.
+Twice: with an order of its own, which nothing serves with (``simulation``), and with all that serves (``living``). Writes
+``scheduler.json`` and, of the first, ``scheduler.png`` (residency, utilization and queue over time) into the folder that ``--out``
+names. The exit status is 1 where something that must hold does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.living import Living
 from benchmarks.simulation import GPU_MB, Outcome, Scenario, Simulation, backlog_seconds, fluid_end, scenario
 from frontend.scheduler.cluster import Cluster
 from frontend.scheduler.device import Device
@@ -32,11 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--load", type=float, default=0.95, help="work that arrives, over what all devices can do")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--living", type=int, default=1200, help="tasks of the run with all that serves")
+    parser.add_argument("--living-load", type=float, default=0.6)
     options = parser.parse_args(arguments)
     made = scenario(tasks=options.tasks, load=options.load, failures=max(2, round(12 * options.tasks / 10_000)), seed=options.seed)
     begun = time.process_time()
     outcome = Simulation(made).run()
     result = {"simulation": summary(made, outcome) | {"cpu_seconds": round(time.process_time() - begun, 1)}}
+    result["living"] = living(options.living, options.living_load, options.seed)
     result["decisions_1000_gpus"] = decision_times()
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "scheduler.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -73,6 +79,25 @@ def summary(made: Scenario, outcome: Outcome) -> dict[str, Any]:
         },
         "violations": len(outcome.violations),
         "first_violations": outcome.violations[:5],
+    }
+
+
+def living(tasks: int, load: float, seed: int) -> dict[str, Any]:
+    """What a run of the code that serves says, in numbers."""
+    made = scenario(tasks=tasks, load=load, failures=max(2, round(12 * tasks / 10_000)), seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        lived = Living(made, Path(folder), Policy(instances=4)).run()
+    waits = {name: [lived.waits[task.id] for task in made.tasks if task.priority == level] for level, name in enumerate(PRIORITIES)}
+    return {
+        "tasks": tasks,
+        "load": load,
+        "ended": len(lived.ends),
+        "loads": lived.loads,
+        "calls_that_lost_their_device": lived.repeated,
+        "throughput_over_fluid_bound": round(fluid_end(made) / lived.end, 4),
+        "longest_wait_seconds": round(max(lived.waits.values())),
+        "mean_wait_seconds": {name: round(float(np.mean(values)), 1) for name, values in waits.items() if values},
+        "violations": lived.violations[:5],
     }
 
 
@@ -130,8 +155,8 @@ def failures(result: dict[str, Any]) -> list[str]:
     run, times = result["simulation"], result["decisions_1000_gpus"]
     means = [values["mean"] for values in run["wait_seconds"].values()]
     checks = {
-        "not every task has ended": run["ended"] == run["tasks"],
-        "an invariant was broken": not run["violations"],
+        "not every task has ended": all(each["ended"] == each["tasks"] for each in (run, result["living"])),
+        "an invariant was broken": not (run["violations"] or result["living"]["violations"]),
         f"throughput is below {LEAST_THROUGHPUT} of the bound": run["throughput_over_fluid_bound"] >= LEAST_THROUGHPUT,
         "a task waited for too long": run["longest_wait_seconds"] <= run["longest_wait_bound_seconds"],
         "a lower priority waited less than a higher one": means == sorted(means),

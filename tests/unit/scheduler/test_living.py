@@ -13,7 +13,7 @@ from frontend.tasks.order import DELAY_SECONDS
 
 @pytest.fixture(scope="module")
 def hours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scenario, Lived]:
-    made = scenario(tasks=500, load=0.6, failures=4, seed=7)
+    made = scenario(tasks=300, load=0.6, failures=4, seed=11)
     return made, Living(made, tmp_path_factory.mktemp("living"), Policy(instances=4)).run()
 
 
