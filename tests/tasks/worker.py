@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ase.build import bulk
 from ase.calculators.emt import EMT
@@ -162,8 +162,23 @@ KINDS = {
 }
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
+    """The worker, until it is told to stop."""
     values = settings.load()
     jsonlog.configure(values.log_level, process="worker")
     worker.run(values, KINDS)
     os._exit(0)
+
+
+def begin(variables: dict[str, str], log: Path) -> NoReturn:
+    """The same in a process that was forked for it: with these environment variables alone, and its output in ``log``."""
+    os.environ.clear()
+    os.environ.update(variables)
+    with log.open("ab") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    main()
+
+
+if __name__ == "__main__":
+    main()

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
 from frontend.settings import PREFIX, Settings
 from frontend.tasks.queue import DurableTasks
 from frontend.tasks.task import Event, Options, Status, View
-from tests.service import ROOT
+from tests.tasks.worker import begin
 
 _Answer = TypeVar("_Answer")
 
@@ -24,40 +24,45 @@ PATIENCE_SECONDS = 90.0
 """For anything that a test waits for; machines that run tests are slow at times."""
 QUICK = {"task_beat_seconds": 0.5, "task_lease_seconds": 5.0, "task_state_seconds": 0.2, "task_poll_seconds": 0.05}
 """Leases short enough for tests, and long enough for a machine that runs many of them."""
+READY = get_context("forkserver")
+"""A process that has imported what a worker imports, which takes seconds, and becomes one by a fork; each test starts several."""
+READY.set_forkserver_preload(["tests.tasks.worker", "dbos"])
 
 
 @dataclass
 class WorkerProcess:
     """A worker that a test started."""
 
-    process: subprocess.Popen[bytes]
+    process: ForkServerProcess
     log: Path
 
     @property
     def pid(self) -> int:
         """Its process id."""
+        assert self.process.pid is not None
         return self.process.pid
 
     @property
     def ready(self) -> bool:
         """Whether it takes tasks."""
-        assert self.process.poll() is None, self.log.read_text()
+        assert self.process.is_alive(), self.log.read_text()
         return "worker is ready" in self.log.read_text()
 
     def kill(self) -> None:
         """kill -9, and waits until it is gone."""
         self.process.kill()
-        self.process.wait()
+        self.process.join()
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal."""
-        self.process.send_signal(number)
+        os.kill(self.pid, number)
 
     def stop(self) -> None:
         """SIGTERM, and waits for the end."""
-        self.process.send_signal(signal.SIGCONT)
+        self.send(signal.SIGCONT)
         self.process.terminate()
-        assert self.process.wait(PATIENCE_SECONDS) == 0, self.log.read_text()
+        self.process.join(PATIENCE_SECONDS)
+        assert self.process.exitcode == 0, self.log.read_text()
 
 
 @dataclass
@@ -80,10 +85,9 @@ class Bench:
         variables |= {PREFIX + name.upper(): str(value) for name, value in values.items()}
         self.state.mkdir(parents=True, exist_ok=True)
         log = self.state / f"worker-{len(self.workers)}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.tasks.worker"], env=variables, cwd=ROOT, stdout=output, stderr=output
-            )
+        process = READY.Process(target=begin, args=(variables, log))
+        log.touch()
+        process.start()
         worker = WorkerProcess(process, log)
         self.workers.append(worker)
         return worker
@@ -97,7 +101,7 @@ class Bench:
     def close(self) -> None:
         """Ends all workers."""
         for worker in self.workers:
-            if worker.process.poll() is None:
+            if worker.process.is_alive():
                 worker.kill()
 
     def run(self, use: Callable[[DurableTasks], Awaitable[_Answer]], clock: Callable[[], float] = time.time) -> _Answer:
