@@ -34,6 +34,8 @@ STATES = (READY, LOADING, LOADABLE, MISSING, FAILED)
 DIED = "is not healthy"
 """Triton's words of a process that ended or was halted while it loaded: the supervisor loads the model again."""
 POLL_SECONDS = 1.0
+FIRST_PAUSES = (0.1, 0.2, 0.0)
+"""s between the first polls, until one is answered."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,19 @@ class Directory:
 
     async def run(self) -> None:
         """Polls until cancelled."""
-        while True:
+        # While everything starts, a server that answers may fail to do so once.
+        for pause in FIRST_PAUSES:
             await self.poll()
+            if self.reachable:
+                break
+            await asyncio.sleep(pause)
+        self._first.set()
+        while True:
             await asyncio.sleep(POLL_SECONDS)
+            await self.poll()
 
     async def first_poll(self) -> None:
-        """Returns when the first poll is over."""
+        """Returns when ``run`` has seen what there is, or that nothing answers."""
         await self._first.wait()
 
     async def poll(self) -> None:
@@ -112,7 +121,6 @@ class Directory:
             self._entries = {name: self._unreachable(entry) for name, entry in self._entries.items()}
         except Exception:
             log.exception("the model directory could not be refreshed")
-        self._first.set()
         self.on_poll(self)
 
     @property

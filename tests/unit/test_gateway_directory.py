@@ -432,3 +432,31 @@ def test_the_configuration_for_another_dtype_differs_in_nothing_else() -> None:
     assert changed["backend"] == "python"
     with pytest.raises(ModelNotReady):
         configuration("no-such-model", "float32", repository)
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2, 5])
+def test_a_start_waits_for_a_server_that_fails_to_answer_at_first_and_not_for_one_that_is_away(
+    tmp_path: Path, failures: int
+) -> None:
+    control = Control()
+    control.say("READY")
+    asked = 0
+    told = control.states
+
+    async def states() -> dict[str, ModelState]:
+        nonlocal asked
+        asked += 1
+        if asked <= failures:
+            raise ServerUnavailable("not yet")
+        return await told()
+
+    control.states = states  # type: ignore[method-assign]
+
+    async def started() -> bool:
+        directory = Directory(control, CATALOGUE, (tmp_path,), tmp_path)  # type: ignore[arg-type]
+        polling = asyncio.create_task(directory.run())
+        await asyncio.wait_for(directory.first_poll(), 0.9)
+        polling.cancel()
+        return directory.reachable
+
+    assert asyncio.run(started()) == (failures < 3)
