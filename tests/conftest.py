@@ -17,13 +17,15 @@ ALONE = {
     "api": {"test_behaviour", "test_crash", "test_kills", "test_queue", "test_tasks"},
     "integration": {"test_bench", "test_concurrent_clients", "test_loadtest", "test_replicas", "test_scheduler"},
 }
-"""Folder -> files, None for all of them."""
+"""Folder -> files, None for all of them but those of ``BESIDE``."""
+BESIDE = {"test_checkpoints"}
+"""It kills nothing and measures nothing: it only starts services that cannot serve everything."""
 
 
 def alone(path: Path) -> bool:
     """Whether the tests of a file measure time, or kill and wait until all is well: that depends on what else runs."""
     files = ALONE.get(path.relative_to(ROOT / "tests").parts[0], set())
-    return files is None or path.stem in files
+    return path.stem not in BESIDE if files is None else path.stem in files
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
