@@ -157,5 +157,6 @@ class HeldCalculator(ForcegateCalculator):
 
     def calculate(self, atoms: Atoms | None = None, *args: Any, **named: Any) -> None:
         """See ``ForcegateCalculator``."""
-        given = [found] if (found := atoms or self.atoms) is not None else []
+        found = self.atoms if atoms is None else atoms
+        given = [] if found is None else [found]
         self._holder.carry_out(self._models, given, lambda: super(HeldCalculator, self).calculate(atoms, *args, **named))
