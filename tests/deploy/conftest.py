@@ -109,7 +109,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in tracked:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, root / name)
-    own = {"PYTHON": sys._base_executable, "UV_LINK_MODE": "hardlink"}  # type: ignore[attr-defined]
+    # Nobody here starts often enough for what compiling all of torch costs, and these processes may write beside the code.
+    own = {"PYTHON": sys._base_executable, "UV_LINK_MODE": "hardlink", "UV_COMPILE_BYTECODE": "0"}  # type: ignore[attr-defined]
     for arguments in (("service",), ("families", "triton", "lennard_jones")):
         command = [str(root / "docker" / "install"), *arguments]
         done = subprocess.run(command, env=_plain() | own, cwd="/", capture_output=True, text=True)
