@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -148,12 +147,16 @@ class HeldCalculator(ForcegateCalculator):
     def __init__(self, holder: Holder, models: tuple[str, ...], *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self._holder, self._models = holder, models
+        self._implemented: list[str] = []
 
-    @cached_property
+    @property
     def implemented_properties(self) -> list[str]:  # type: ignore[override]
         """See ``ForcegateCalculator``. ASE looks at it before each number; it does not change."""
-        with self._holder.hold(self._models):
-            return super().implemented_properties
+        # Not a cached_property: up to Python 3.11 one lock is held for all of a class, here while a model is loaded.
+        if not self._implemented:
+            with self._holder.hold(self._models):
+                self._implemented = super().implemented_properties
+        return self._implemented
 
     def calculate(self, atoms: Atoms | None = None, *args: Any, **named: Any) -> None:
         """See ``ForcegateCalculator``."""
