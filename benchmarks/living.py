@@ -14,10 +14,10 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.simulation import GPU_MB, Failure, Scenario, Task
+from benchmarks.simulation import GPU_MB, Failure, Outcome, Scenario, Task
 from benchmarks.virtual import VirtualLoop
 from forcefields.cost import Cost
 from forcegate.errors import ForcegateError, ModelNotReady, ServerUnavailable
@@ -233,29 +233,20 @@ class Devices:
         self._plan(at)
 
 
-@dataclass
-class Lived:
-    """What came out: for each task its wait and its end in s; what was broken."""
-
-    waits: dict[int, float] = field(default_factory=dict)
-    ends: dict[int, float] = field(default_factory=dict)
-    end: float = 0.0
-    loads: int = 0
-    repeated: int = 0
-    violations: list[str] = field(default_factory=list)
-
-
 class Living:
-    """One run of a scenario. ``slots`` tasks are carried out at once by all workers together."""
+    """One run of a scenario. ``slots`` tasks are carried out at once by all workers together.
+
+    What the outcome has as ``lost`` are calls that were made again.
+    """
 
     def __init__(self, made: Scenario, folder: Path, policy: Policy | None = None, slots: int = 64) -> None:
         self._made, self._folder, self._policy, self._slots = made, folder, policy or Policy(), slots
         self._waiting: list[tuple[int, int, Task]] = []
         self._passed: dict[int, float] = {}
         self._running: set[asyncio.Task[None]] = set()
-        self.lived = Lived()
+        self.lived = Outcome()
 
-    def run(self) -> Lived:
+    def run(self) -> Outcome:
         """Runs to the end."""
         loop = VirtualLoop()
         try:
@@ -285,7 +276,7 @@ class Living:
         while len(self.lived.ends) < len(self._made.tasks):  # noqa: ASYNC110
             await asyncio.sleep(1.0)
         self.lived.end, self.lived.loads = max(self.lived.ends.values()), self._devices.loads
-        self.lived.violations = self._devices.violations
+        self.lived.violations, self.lived.evictions = self._devices.violations, self._owner.tally.evictions.total()
         for each in background:
             each.cancel()
         await asyncio.gather(*background, return_exceptions=True)
@@ -330,7 +321,7 @@ class Living:
                     self.lived.waits.setdefault(task.id, self._clock() - task.arrival)
                     await self._devices.compute(task.model, seconds, task.work_mb, task.priority)
             except ForcegateError:
-                self.lived.repeated += 1
+                self.lived.lost += 1
                 await asyncio.sleep(1.0)
                 continue
             left -= seconds

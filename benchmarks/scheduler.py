@@ -87,18 +87,7 @@ def living(tasks: int, load: float, seed: int) -> dict[str, Any]:
     made = scenario(tasks=tasks, load=load, failures=max(2, round(12 * tasks / 10_000)), seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         lived = Living(made, Path(folder), Policy(instances=4)).run()
-    waits = {name: [lived.waits[task.id] for task in made.tasks if task.priority == level] for level, name in enumerate(PRIORITIES)}
-    return {
-        "tasks": tasks,
-        "load": load,
-        "ended": len(lived.ends),
-        "loads": lived.loads,
-        "calls_that_lost_their_device": lived.repeated,
-        "throughput_over_fluid_bound": round(fluid_end(made) / lived.end, 4),
-        "longest_wait_seconds": round(max(lived.waits.values())),
-        "mean_wait_seconds": {name: round(float(np.mean(values)), 1) for name, values in waits.items() if values},
-        "violations": lived.violations[:5],
-    }
+    return summary(made, lived) | {"load": load}
 
 
 def starvation_bound(made: Scenario) -> float:
