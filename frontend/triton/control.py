@@ -134,13 +134,12 @@ class TritonControl:
             config["instance_group"] = list(placement)
         if dtype:
             config = _in_dtype(config, dtype)
-        for pause in (*_PAUSES, None):
+        for pause in (0.0, *_PAUSES):
+            await asyncio.sleep(pause)
             config.setdefault("parameters", {})["reloaded"] = {"string_value": str(time.time_ns())}
             await self.load(name, config, timeout)
             if not dtype or await self._runs_in(name, dtype):
                 return
-            if pause is not None:
-                await asyncio.sleep(pause)
         raise ModelNotReady(f"The model {name!r} is not loaded in {dtype}.", "Load it again in a few seconds.")
 
     async def load_in(

@@ -272,6 +272,13 @@ def test_a_larger_structure_than_before_makes_others_leave_and_smaller_ones_do_n
     play(steps)
 
 
+async def room_is_given_back(scene: Scene) -> None:
+    """Returns when nothing is kept for m0 but what it holds."""
+    async with asyncio.timeout(10):
+        while scene.owner.cluster.residents[0]["m0"].held_mb > SIZE:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
 def test_the_room_for_a_large_structure_is_given_back_after_a_while(
     play: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,9 +288,7 @@ def test_the_room_for_a_large_structure_is_given_back_after_a_while(
         one = (await scene.follower())[0]
         await scene.use(one, "m0", edges=60_000)
         assert scene.owner.cluster.residents[0]["m0"].held_mb > 2 * SIZE
-        async with asyncio.timeout(10):
-            while scene.owner.cluster.residents[0]["m0"].held_mb > SIZE:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await room_is_given_back(scene)
         await scene.use(one, "m1")
         await scene.use(one, "m2")
         assert len(scene.books.there) == 3
@@ -332,8 +337,6 @@ def test_the_room_stays_while_a_large_structure_is_evaluated_however_long_that_t
         await asyncio.sleep(2.2)
         assert scene.owner.cluster.residents[0]["m0"].held_mb > 2 * SIZE
         await long
-        async with asyncio.timeout(10):
-            while scene.owner.cluster.residents[0]["m0"].held_mb > SIZE:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await room_is_given_back(scene)
 
     play(steps)
