@@ -72,5 +72,12 @@ def estimated_edges(structure: Structure, cutoff: float) -> int:
 
 
 def largest_edges(structures: Iterable[Structure], cutoff: float) -> int:
-    """Those of the structure that has most; 0 for none."""
-    return max((estimated_edges(structure, cutoff) for structure in structures), default=0)
+    """Those of the structure that has most; 0 for none. One that a model is going to refuse counts as having none."""
+    return max((_edges(structure, cutoff) for structure in structures), default=0)
+
+
+def _edges(structure: Structure, cutoff: float) -> int:
+    try:
+        return estimated_edges(structure, cutoff)
+    except (ArithmeticError, ValueError):  # coordinates that are not finite
+        return 0

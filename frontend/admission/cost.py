@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forcefields.cost import Cost, estimated_edges
+from forcefields.cost import Cost, largest_edges
 from forcegate.structure import Structure
 
 DEFAULT = Cost(seconds_per_pass=2e-3, seconds_per_atom=1e-4, seconds_per_edge=5e-6, bytes_per_edge=0.0, edges=0)
@@ -53,10 +53,7 @@ class Estimator:
 
     def edges(self, structure: Structure) -> int:
         """Directed neighbour pairs, estimated; a structure that the model is going to refuse counts as having none."""
-        try:
-            return estimated_edges(structure, self.cutoff)
-        except (ArithmeticError, ValueError):  # coordinates that are not finite
-            return 0
+        return largest_edges((structure,), self.cutoff)
 
 
 class Correction:

@@ -14,7 +14,7 @@ from ase.build import bulk, fcc100, molecule
 from forcefields import catalogue
 from forcefields.base import ForceField, Graph, Normalised, Result
 from forcefields.catalogue import Variant
-from forcefields.cost import Cost, estimated_edges
+from forcefields.cost import Cost, estimated_edges, largest_edges
 from forcefields.neighbours import neighbour_pairs, neighbours
 from forcefields.runtime import calibration
 from forcefields.runtime.calibration import Sample
@@ -134,3 +134,13 @@ def test_a_model_is_measured_once_and_again_when_something_has_changed(tmp_path:
     assert memory.stat().st_mtime_ns == written
     calibration.calibrated(runtime, "cpu", memory, "another key")
     assert memory.stat().st_mtime_ns != written
+
+
+def test_a_structure_that_is_not_finite_counts_as_having_no_pairs() -> None:
+    """With or without a scheduler: the model itself refuses it, with an error that says why."""
+    good = from_atoms(bulk("Cu", cubic=True))
+    bad = from_atoms(Atoms("Cu2", cell=np.full((3, 3), np.nan), pbc=(True, True, False)))
+    with pytest.raises(ValueError, match="SVD"):
+        estimated_edges(bad, 5.0)
+    assert largest_edges((bad,), 5.0) == 0
+    assert largest_edges((bad, good), 5.0) == estimated_edges(good, 5.0) > 0
