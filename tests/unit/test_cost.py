@@ -136,6 +136,7 @@ def test_a_model_is_measured_once_and_again_when_something_has_changed(tmp_path:
     assert memory.stat().st_mtime_ns != written
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 def test_a_structure_that_is_not_finite_counts_as_having_no_pairs() -> None:
     """With or without a scheduler: the model itself refuses it, with an error that says why."""
     good = from_atoms(bulk("Cu", cubic=True))
