@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial
+from io import UnsupportedOperation
 from typing import Any, TextIO
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -46,8 +50,13 @@ def _second(seconds: int) -> str:
 
 
 def configure(level: str, stream: TextIO | None = None, encode: Encode = plain, **constant: str) -> None:
-    """Sends all logging of this process to ``stream`` (standard error) as JSON; ``constant`` is added to every line."""
+    """Sends all logging of this process to ``stream`` (standard error) as JSON; ``constant`` is added to every line.
+
+    SIGUSR1 writes there where each thread stands, in lines that are not JSON: for a process that seems to do nothing.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
+    with suppress(UnsupportedOperation):  # a stream that is no file
+        faulthandler.register(signal.SIGUSR1, file=handler.stream)
     handler.setFormatter(JsonFormatter(encode, **constant))
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -123,6 +124,20 @@ def number(service: RunningService, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].partition(" ")[0] == name)
 
 
+def standing(service: RunningService, tasks: list[str]) -> str:
+    """What there is to know of tasks that do not end: their events, the scheduler's view, and where the worker's threads stand."""
+    found = ["tasks do not end"]
+    for task in tasks:
+        url = f"{service.url}/api/v1/tasks/{task}"
+        found += [httpx.get(url, timeout=60).text, httpx.get(f"{url}/logs", timeout=60).text]
+    found.append(httpx.get(f"{service.url}/api/v1/scheduler/devices", timeout=60).text)
+    for process in service.descendants():
+        if "frontend.tasks.worker" in process.cmdline():
+            process.send_signal(signal.SIGUSR1)
+    time.sleep(1)
+    return "\n".join([*found, service.log("worker-0")[-30_000:], service.log("supervisor")[-10_000:]])
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("scheduler")
@@ -184,7 +199,10 @@ def test_tasks_load_the_models_that_they_name(small: RunningService) -> None:
 
     evicted = number(small, "forcegate_scheduler_evictions_total")
     tasks = [task(model) for model in NAMES[:4]]
-    wait_until(lambda: all(status(each) not in ("QUEUED", "RUNNING") for each in tasks), "tasks that do not end", 120)
+    try:
+        wait_until(lambda: all(status(each) not in ("QUEUED", "RUNNING") for each in tasks), "tasks that do not end", 120)
+    except AssertionError:
+        pytest.fail(standing(small, tasks))
     results = [httpx.get(f"{small.url}/api/v1/tasks/{each}/result", timeout=60).json() for each in tasks]
     assert all(result["converged"] for result in results), results
     depths = [result["final_energy"] / results[0]["final_energy"] for result in results]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -65,3 +67,18 @@ def test_levels(lines: io.StringIO) -> None:
     logging.getLogger("x").debug("not this")
     logging.getLogger("x").warning("this")
     assert [line["level"] for line in read(lines)] == ["warning"]
+
+
+def test_a_signal_tells_where_each_thread_stands() -> None:
+    program = (
+        "import os, signal, threading\n"
+        "from forcegate import jsonlog\n"
+        "jsonlog.configure('info')\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "print('goes on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "goes on\n", done.stderr
+    assert "Current thread" in done.stderr
+    assert "threading.py" in done.stderr, "the other one"
