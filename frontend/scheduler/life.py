@@ -74,6 +74,7 @@ class Life:
         behind: models that have to be gone before its load begins.
         work: the load or the unload that is under way.
         held: MB that its processes hold of each device, as of the last measurement.
+        going: MB that it may still hold of each device although its place in the plan is another model's already.
         sizes: when it was last asked for structures of so many neighbour pairs, or evaluated them.
         avoid: the device that it ran out of memory on, when there was room on another one.
         moved_at: when it was last moved for that reason.
@@ -95,6 +96,7 @@ class Life:
     behind: set[str] = field(default_factory=set)
     work: asyncio.Task[None] | None = None
     held: dict[str, int] = field(default_factory=dict)
+    going: dict[str, int] = field(default_factory=dict)
     sizes: dict[int, float] = field(default_factory=dict)
     avoid: str = ""
     moved_at: float = -math.inf
@@ -108,7 +110,7 @@ class Life:
 
     def away(self) -> None:
         """It is on no device."""
-        self.instances, self.held, self.sizes, self.history = {}, {}, {}, History()
+        self.instances, self.held, self.going, self.sizes, self.history = {}, {}, {}, {}, History()
 
     @property
     def edges(self) -> int:

@@ -96,13 +96,13 @@ class Owner(Scaler):
             if ask not in self.asks:  # refused a moment ago, together with another one
                 continue
             there = all(self.life(model).residency.state == "resident" for model in ask.models)
-            if there and not (other := self._making_room(ask, now)):
+            if there and not (why := self._making_room(ask, now)):
                 self._grant(ask, now)
                 continue
             # Whoever came first keeps what it has got already while it waits for the rest.
             keep |= set(ask.models)
             if there:
-                ask.why = f"{other} leaves: its memory is needed for a structure of this size"
+                ask.why = why
                 continue
             for model in ask.models:
                 if ask in self.asks:
@@ -132,11 +132,12 @@ class Owner(Scaler):
         if demand.excluded and decision.action not in ("load", "evict"):
             decision = decide(replace(demand, excluded=frozenset()), self.cluster, now)
         ask.why = "; ".join(decision.reasons)
-        if decision.action == "evict" and (used := self._gathering(ask, decision, now)):
-            decision = Decision("wait", reasons=(f"others use {used}, which would have to go",))
-            ask.why = decision.reasons[0]
-        if decision.action in ("evict", "wait") and (other := self.make_way(self.cluster.usable & self.cluster.allowed(model))):
-            decision = Decision("wait", reasons=(f"{other} gives up an instance",))
+        used = self._used(decision, now) if decision.action == "evict" else ""
+        if used or decision.action == "wait":
+            if self._gathers(ask, now):
+                decision = Decision("wait", reasons=(f"others use {used}, which would have to go",)) if used else decision
+            elif other := self.make_way(self.cluster.usable & self.cluster.allowed(model)):
+                decision = Decision("wait", reasons=(f"{other} gives up an instance",))
             ask.why = decision.reasons[0]
         if decision.action == "wait" and self._never(ask):
             decision = Decision("refuse", reasons=(f"{' and '.join(ask.models)} do not fit beside each other",))
@@ -153,25 +154,38 @@ class Owner(Scaler):
             life.asked_for(ask.edges.get(model, 0), now)
 
     def _making_room(self, ask: Ask, now: float) -> str:
-        """The model that leaves so that a larger structure than before has the memory that it takes; empty for none."""
+        """What has to be waited for so that a larger structure than before has the memory that it takes; empty for nothing."""
         for model, edges in ask.edges.items():
             life = self.life(model)
+            if life.scaling and edges > life.edges:
+                return f"the instances of {model} are being changed"
             if life.asked_for(edges, now):
                 self.measure(life)
+            if not all(map(self._fits, self.cluster.homes(model))):
                 self.relieve(model)
-            if leaving := self._leaving_beside(life):
-                return leaving
+            if moving := self._moving_beside(life):
+                return f"{moving} leaves, or is being loaded: there is too little memory for it and a structure of this size"
         return ""
 
-    def _leaving_beside(self, life: Life) -> str:
-        """A model on the same device that is on its way out, or gives an instance up, because there is too little for both."""
-        beside = [each for each in self.lives.values() if set(life.instances) & set(each.instances)]
-        return next((each.model for each in beside if each.evicted == "over budget" or each.shrinking), "")
+    def _moving_beside(self, life: Life) -> str:
+        """A model that comes or goes on the same device, where there is too little for all that may be held there now."""
+        for at in self.cluster.homes(life.model):
+            device, there = self.cluster.devices[at].id, self.cluster.residents[at]
+            beside = [each for each in self.lives.values() if each.model in there or device in each.going]
+            # What waits for others to go holds nothing yet, and what goes is held although it may have left the plan.
+            may = sum(there[each.model].held_mb if each.model in there else each.going[device] for each in beside if not each.behind)
+            if may > float(self.cluster.total[at] - self.policy.margin_mb):
+                moving = [each.model for each in beside if each.work is not None or each.residency.state == "leaving"]
+                if moving:
+                    return moving[0]
+        return ""
 
-    def _gathering(self, ask: Ask, decision: Decision, now: float) -> str:
-        """The model in use that a task leaves alone for a while: tasks of one model are carried out together, which saves loads."""
-        if ask.priority < TASK_PRIORITY or now - ask.since >= self.policy.gather_seconds:
-            return ""
+    def _gathers(self, ask: Ask, now: float) -> bool:
+        """Whether a task leaves models in use alone for a while: tasks of one model are carried out together, which saves loads."""
+        return ask.priority >= TASK_PRIORITY and now - ask.since < self.policy.gather_seconds
+
+    def _used(self, decision: Decision, now: float) -> str:
+        """One in use of the models that would have to go; empty where nobody uses any of them."""
         there = self.cluster.residents[decision.at]
         return next((victim for victim in decision.evictions if now - there[victim].last_used < IN_USE_SECONDS), "")
 
@@ -213,8 +227,9 @@ class Owner(Scaler):
         life = self.life(model)
         if life.residency.state != "resident":
             return
-        for at in list(self.cluster.homes(model)):
+        for at, resident in list(self.cluster.homes(model).items()):
             if reason == "room":  # its place in the plan is taken by the model that waits for it
+                life.going[self.cluster.devices[at].id] = resident.held_mb
                 self.cluster.remove(model, at)
             else:
                 self.cluster.depart(model, at)
@@ -315,7 +330,7 @@ class Owner(Scaler):
 
     async def room_made(self, model: str) -> None:
         """Returns when those that left for a model's sake are gone."""
-        while self._leaving_beside(self.life(model)):  # noqa: ASYNC110
+        while self._moving_beside(self.life(model)):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
     def tick(self) -> None:

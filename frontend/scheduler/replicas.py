@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from frontend.scheduler import eviction
 from frontend.scheduler.cluster import Cluster, Resident
 from frontend.scheduler.policy import Policy
 
@@ -56,6 +57,7 @@ class Change:
     action: Literal["none", "out", "in"] = "none"
     at: int = -1
     reason: str = ""
+    unused: tuple[str, ...] = ()
 
 
 def remember(history: History, seen: Seen, instances: int, policy: Policy, now: float) -> History:
@@ -89,8 +91,13 @@ def decide(model: str, base_mb: int, history: History, cluster: Cluster, now: fl
     if count < least and may_grow and (at := room(cluster, model, base_mb, apart=True)) is not None:
         return Change("out", at, "profile")
     waited = history.over_since is not None and now - history.over_since >= policy.replica_sustained_seconds
-    if waited and count < most and may_grow and (at := room(cluster, model, base_mb, apart=False)) is not None:
-        return Change("out", at, "queue")
+    if waited and count < most and may_grow:
+        if (at := room(cluster, model, base_mb, apart=True)) is not None:
+            return Change("out", at, "queue")
+        if (found := unused(cluster, model, base_mb, now)) is not None:
+            return Change("out", found[0], "queue", found[1])
+        if (at := room(cluster, model, base_mb, apart=False)) is not None:
+            return Change("out", at, "queue")
     calm = history.calm_since is not None and now - history.calm_since >= policy.replica_idle_seconds
     if calm and count > least:
         return Change("in", fullest(cluster, homes), "idle")
@@ -119,6 +126,20 @@ def room(cluster: Cluster, model: str, base_mb: int, apart: bool) -> int | None:
         return None
     # How long it has been idle does not matter here, so that no time is asked for.
     return int(np.where(choice, cluster.balance(0.0, base_mb), -1.0).argmax())
+
+
+UNUSED_SECONDS = 10.0
+
+def unused(cluster: Cluster, model: str, base_mb: int, now: float) -> tuple[int, tuple[str, ...]] | None:
+    if any(r.leaving for there in cluster.residents for r in there.values()):
+        return None
+    open_to = cluster.usable & cluster.allowed(model)
+    open_to[list(cluster.homes(model))] = False
+    keep = frozenset(
+        r.model for there in cluster.residents for r in there.values()
+        if now - r.last_used < max(UNUSED_SECONDS, r.load_seconds) or len(cluster.homes(r.model)) > 1
+    )
+    return eviction.choose(cluster, open_to, base_mb, keep, now)
 
 
 def fullest(cluster: Cluster, homes: Mapping[int, Resident]) -> int:

@@ -70,8 +70,11 @@ class Scaler(Carrier):
             return False
         now = self.clock()
         may_grow = not self.asks and now >= life.grow_at
-        change = replicas.decide(life.model, self.estimate(life.model), life.history, self.cluster, now, may_grow)
-        if change.action == "out":
+        change = replicas.decide(life.model, self.estimate(life.model, life.edges), life.history, self.cluster, now, may_grow)
+        if change.action == "out" and change.unused:
+            for unused in change.unused:
+                self.evict(unused, "instance")
+        elif change.action == "out":
             self._grow(life, change.at, change.reason)
         elif change.action == "in":
             self._shrink(life, change.at, change.reason)
@@ -115,7 +118,7 @@ class Scaler(Carrier):
     # What is done.
 
     def _grow(self, life: Life, at: int, reason: str) -> None:
-        mb = self.estimate(life.model)
+        mb = self.estimate(life.model, life.edges)
         self.cluster.more(life.model, at, mb, self.clock())
         life.scaling = True
         log.info("one more instance", extra={"model": life.model, "device": self.cluster.devices[at].id, "why": reason, "mb": mb})
