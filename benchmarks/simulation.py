@@ -1,365 +1,356 @@
-"""The scheduler's own placement, order and quarantine over simulated devices and time.
+"""The scheduler that serves, in simulated time: its owner, the socket and the followers, and the order in which workers take tasks.
 
-Discrete events: tasks arrive, models are loaded, work ends, devices fail and come back. Work of several models on one device shares
-its speed equally, as time slices do. Only devices, work and time are simulated; each decision is made by ``frontend/scheduler``.
+Everything that decides is the code that runs in a service; simulated are the devices, the loads, the work and the clock
+(``benchmarks/scenario.py`` has the tasks). Workers carry out so many tasks at once, each a sequence of calls that hold their model,
+and an instance evaluates one call after the other.
 """
 
 from __future__ import annotations
 
+import asyncio
+import bisect
 import heapq
 import itertools
 import math
-import time
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
-
-from frontend.scheduler.cluster import Cluster
+from benchmarks.scenario import GPU_MB, Failure, Outcome, Scenario, Task
+from benchmarks.virtual import VirtualLoop
+from forcefields.cost import Cost
+from forcegate.errors import ForcegateError, ModelNotReady, ServerUnavailable
 from frontend.scheduler.device import Device
-from frontend.scheduler.order import Order, Waiting
-from frontend.scheduler.policy import PRIORITIES, Policy
-from frontend.scheduler.quarantine import Ward
+from frontend.scheduler.follower import Follower
+from frontend.scheduler.footprint import MB, Footprints
+from frontend.scheduler.owner import Owner
+from frontend.scheduler.policy import TASK_PRIORITY, Policy
+from frontend.scheduler.replicas import Seen
+from frontend.scheduler.server import Server
+from frontend.tasks.order import EPOCH, LOOKED_AT, Candidate, choose, rank
+from frontend.tasks.task import Priority
 
-GPU_MB = 80 * 1024
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model of the simulation: memory, time to load, and how often it is asked for."""
-
-    name: str
-    base_mb: int
-    load_seconds: float
-    weight: float
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task: its work is in seconds of a whole device."""
-
-    id: int
-    model: str
-    arrival: float
-    seconds: float
-    work_mb: int
-    priority: int
+EDGES_PER_MB = 10
+COST = Cost(0.0, 0.0, 0.0, bytes_per_edge=MB / EDGES_PER_MB, edges=10**9)
+CALL_SECONDS = 5.0
+"""The longest call of a task; a worker gives its model back after each."""
+TICK_SECONDS = 2.0
+UNLOAD_SECONDS = 0.5
+FOLLOWERS = 2
+SAMPLE_SECONDS = 20.0
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A device is lost for some time."""
+@dataclass(eq=False)
+class Call:
+    """What is left of one call, in s of a whole device, and the MB that it takes."""
 
-    device: int
-    at: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What is simulated."""
-
-    devices: int
-    models: tuple[Model, ...]
-    tasks: tuple[Task, ...]
-    failures: tuple[Failure, ...]
-
-
-def scenario(
-    devices: int = 8, models: int = 40, tasks: int = 10_000, load: float = 0.95, failures: int = 12, seed: int = 1
-) -> Scenario:
-    """A laboratory's days: log-normal sizes, a few models that everybody uses, bursts, devices that fail.
-
-    Args:
-        load: work that arrives, over what all devices can do, on average.
-    """
-    random = np.random.default_rng(seed)
-    bases = random.uniform(1000, 12_000, models)
-    popularity = 1.0 / np.arange(1, models + 1)
-    known = tuple(
-        Model(f"model-{n:02d}", int(base), float(3.0 + base / 1000), float(weight))
-        for n, (base, weight) in enumerate(zip(bases, random.permutation(popularity), strict=True))
-    )
-    seconds = random.lognormal(math.log(20.0), 1.0, tasks)
-    memory = np.minimum(random.lognormal(math.log(3000.0), 1.0, tasks), 60_000).astype(int)
-    chosen = random.choice(models, tasks, p=popularity_of(known))
-    # Bursts: a tenth of the arrivals begin a group of tasks of one model that come within a second.
-    span = float(seconds.sum() / devices / load)
-    arrivals = np.sort(random.uniform(0, span, tasks))
-    at = 0
-    while at < tasks:
-        if random.random() < 0.02:
-            size = min(int(random.integers(5, 60)), tasks - at)
-            arrivals[at : at + size] = arrivals[at] + np.arange(size) / size
-            chosen[at : at + size] = chosen[at]
-            at += size
-        else:
-            at += 1
-    priorities = random.choice(len(PRIORITIES), tasks, p=(0.02, 0.18, 0.6, 0.2))
-    made = sorted(
-        (
-            Task(n, known[chosen[n]].name, float(arrivals[n]), float(seconds[n]), int(memory[n]), int(priorities[n]))
-            for n in range(tasks)
-        ),
-        key=lambda task: task.arrival,
-    )
-    broken = tuple(
-        Failure(int(random.integers(devices)), float(random.uniform(0.05, 0.9) * span), float(random.uniform(60, 1200)))
-        for _ in range(failures)
-    )
-    return Scenario(devices, known, tuple(made), broken)
-
-
-def popularity_of(models: tuple[Model, ...]) -> np.ndarray:
-    """The probability that a task asks for each model."""
-    weights = np.array([model.weight for model in models])
-    return weights / weights.sum()
-
-
-@dataclass
-class Outcome:
-    """What came out: for each task its wait in s, for the whole the end in s; samples over time for a plot."""
-
-    waits: dict[int, float] = field(default_factory=dict)
-    ends: dict[int, float] = field(default_factory=dict)
-    loads: int = 0
-    evictions: int = 0
-    lost: int = 0
-    end: float = 0.0
-    violations: list[str] = field(default_factory=list)
-    decision_seconds: list[float] = field(default_factory=list)
-    samples: list[tuple[float, list[float], list[int], int]] = field(default_factory=list)
-    stays: list[tuple[int, str, float, float]] = field(default_factory=list)
-
-
-@dataclass
-class _Running:
-    """Work in flight: what is left of it, in seconds of a whole device."""
-
-    task: Task
-    waiting: Waiting
     left: float
+    mb: int
+    done: asyncio.Future[None]
+    device: int = -1
+
+
+class Devices:
+    """GPUs, what is on them, and what they compute: the machine of the owner. Calls on one device share its speed equally."""
+
+    def __init__(self, made: Scenario, policy: Policy) -> None:
+        self._loop, self._most = asyncio.get_running_loop(), GPU_MB - policy.margin_mb
+        self.models = {model.name: model for model in made.models}
+        self.held: dict[str, Counter[int]] = defaultdict(Counter)
+        self.ready: dict[str, Counter[int]] = defaultdict(Counter)
+        self.calls: dict[str, list[Call]] = defaultdict(list)
+        self.queues: dict[str, list[tuple[int, int, Call]]] = defaultdict(list)
+        self.lost: set[int] = set()
+        self.loads = 0
+        self.violations: list[str] = []
+        self._numbers = itertools.count()
+        self._changed = [0.0] * made.devices
+        self._timers: list[asyncio.TimerHandle | None] = [None] * made.devices
+
+    # What the owner sees and does (``frontend.scheduler.carrier.Machine``).
+
+    def devices(self) -> list[Device]:
+        """One reading of all."""
+        return [
+            Device(
+                f"gpu-{at:04d}", at, "gpu", "simulated", GPU_MB, self._used(at), 0.0, 40.0, (), "lost" if at in self.lost else ""
+            )
+            for at in range(len(self._changed))
+        ]
+
+    async def load(self, model: str, device: Device, dtype: str) -> None:  # noqa: ARG002
+        """See ``Machine``."""
+        self.loads += 1
+        self.held[model][device.index] += 1
+        self._check(device.index)
+        await asyncio.sleep(self.models[model].load_seconds)
+        if device.index in self.lost:
+            self.end(model)
+            raise ModelNotReady("Its device was lost.")
+        self.ready[model][device.index] += 1
+
+    async def unload(self, model: str) -> None:
+        """See ``Machine``."""
+        if self.calls[model] or self.queues[model]:
+            self.violations.append(f"{self._loop.time():.0f} s: {model} is unloaded with work in flight")
+        await asyncio.sleep(UNLOAD_SECONDS)
+        self.end(model)
+
+    async def scale(self, model: str, instances: Sequence[tuple[Device, int]]) -> None:
+        """See ``Machine``."""
+        wanted = Counter({device.index: count for device, count in instances})
+        new, old = wanted - self.held[model], self.held[model] - wanted
+        if new:
+            self.held[model] += new
+            for at in new:
+                self._check(at)
+            try:
+                await asyncio.sleep(self.models[model].load_seconds)
+                if self.lost & new.keys() or not self.ready[model]:
+                    raise ModelNotReady("Its device was lost.")
+            except BaseException:  # given up, too
+                self.held[model] -= new
+                raise
+            self.ready[model] += new
+        self.ready[model] -= old
+        while any(len(self._on(at, model)) > self.ready[model][at] for at in old):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        self.held[model] -= old
+        self._next(model)
+
+    def steady(self, model: str) -> bool:
+        """See ``Machine``."""
+        return bool(self.ready[model])
+
+    def processes(self, model: str) -> int:
+        """See ``Machine``."""
+        return self.held[model].total()
+
+    def look(self) -> None:
+        """See ``Machine``. What there is is known at all times here."""
+
+    def held_mb(self, model: str, device: Device) -> int:
+        """See ``Machine``."""
+        work = sum(call.mb for call in self._on(device.index, model))
+        return self.models[model].base_mb * self.held[model][device.index] + work
+
+    def end(self, model: str) -> None:
+        """See ``Machine``."""
+        self.held[model].clear()
+        self.ready[model].clear()
+
+    def cost(self, model: str) -> Cost:  # noqa: ARG002
+        """See ``Machine``."""
+        return COST
+
+    def family(self, model: str) -> str:
+        """See ``Machine``."""
+        return model
+
+    # What work does.
+
+    async def compute(self, model: str, seconds: float, mb: int, priority: int) -> None:
+        """One call.
+
+        Raises:
+            ServerUnavailable: the device of an instance is lost meanwhile.
+        """
+        if not self.ready[model]:
+            raise ServerUnavailable("It is gone.")
+        call = Call(seconds, mb, self._loop.create_future())
+        heapq.heappush(self.queues[model], (priority, next(self._numbers), call))
+        self._next(model)
+        await call.done
+
+    def waits(self) -> Mapping[str, float]:
+        """Seconds that new work waits for an instance, by model."""
+        return {
+            model: sum(call.left for _, _, call in queue) / max(self.ready[model].total(), 1)
+            for model, queue in self.queues.items()
+            if queue
+        }
+
+    def lose(self, at: int) -> None:
+        """A device is lost, and the models that had an instance there with all that they computed."""
+        self.lost.add(at)
+        for model in [model for model, there in self.held.items() if there[at]]:
+            calls = self.calls.pop(model, [])
+            for device in {call.device for call in calls}:
+                self._advance(device)
+            for call in [*calls, *(call for _, _, call in self.queues.pop(model, []))]:
+                call.done.set_exception(ServerUnavailable("Its device was lost."))
+            self.end(model)
+            for device in {call.device for call in calls}:
+                self._plan(device)
+
+    def there(self) -> set[tuple[int, str]]:
+        """Devices and the models that they hold."""
+        return {(at, model) for model, held in self.held.items() for at, count in held.items() if count}
+
+    def busy(self) -> list[bool]:
+        """Which devices compute."""
+        return [bool(self._on(at)) for at in range(len(self._changed))]
+
+    def used_mb(self) -> list[int]:
+        """What each device holds."""
+        return [self._used(at) for at in range(len(self._changed))]
+
+    def _on(self, at: int, model: str = "") -> list[Call]:
+        calls = [self.calls[model]] if model else [each for each in self.calls.values() if each]
+        return [call for each in calls for call in each if call.device == at]
+
+    def _used(self, at: int) -> int:
+        held = sum(self.models[model].base_mb * there[at] for model, there in self.held.items())
+        return held + sum(call.mb for call in self._on(at))
+
+    def _check(self, at: int) -> None:
+        if (used := self._used(at)) > self._most:
+            self.violations.append(f"{self._loop.time():.0f} s: {used} MB on device {at}, where {self._most} may be")
+
+    def _next(self, model: str) -> None:
+        """Free instances begin with what waits."""
+        while self.queues[model]:
+            ready = self.ready[model]
+            free = [(len(self._on(at)), at) for at, count in ready.items() if count > len(self._on(at, model))]
+            if not free:
+                return
+            _, _, call = heapq.heappop(self.queues[model])
+            call.device = min(free)[1]
+            self._advance(call.device)
+            self.calls[model].append(call)
+            self._check(call.device)
+            self._plan(call.device)
+
+    def _advance(self, at: int) -> None:
+        now, there = self._loop.time(), self._on(at)
+        for call in there:
+            call.left -= (now - self._changed[at]) / len(there)
+        self._changed[at] = now
+
+    def _plan(self, at: int) -> None:
+        if (timer := self._timers[at]) is not None:
+            timer.cancel()
+        there = self._on(at)
+        left = min((call.left for call in there), default=0.0) * len(there)
+        self._timers[at] = self._loop.call_later(max(left, 0.0), self._ended, at) if there else None
+
+    def _ended(self, at: int) -> None:
+        self._timers[at] = None
+        self._advance(at)
+        for model, calls in list(self.calls.items()):
+            for call in [call for call in calls if call.device == at and call.left <= 1e-6]:
+                calls.remove(call)
+                call.done.set_result(None)
+            self._next(model)
+        self._plan(at)
 
 
 class Simulation:
-    """One run of a scenario.
+    """One run of a scenario. All workers together carry out ``slots`` tasks at once; a worker has 32 of them by default."""
 
-    Args:
-        check: whether the invariants are checked after every pass; what is broken is in the outcome.
-    """
-
-    def __init__(self, scenario: Scenario, policy: Policy | None = None, check: bool = True) -> None:
-        self.scenario, self.check = scenario, check
-        self.policy = policy or Policy()
-        devices = [Device(f"gpu-{n:04d}", n, "gpu", "simulated", GPU_MB, 0, 0.0, 40.0) for n in range(scenario.devices)]
-        self.cluster = Cluster(devices, self.policy)
-        self.order = Order(self.cluster)
-        self.ward = Ward()
-        self.models = {model.name: model for model in scenario.models}
-        self.tasks = {task.id: task for task in scenario.tasks}
-        self.running: list[dict[str, _Running]] = [{} for _ in devices]
-        self.changed = [0.0] * scenario.devices
-        self.version = [0] * scenario.devices
-        self.generation = [0] * scenario.devices
-        self.since: dict[tuple[int, str], float] = {}
+    def __init__(self, made: Scenario, folder: Path, policy: Policy | None = None, slots: int = 64) -> None:
+        self._made, self._folder, self._policy, self._slots = made, folder, policy or Policy(), slots
+        self._waiting: list[tuple[int, int, Task]] = []
+        self._passed: dict[int, float] = {}
+        self._running: set[asyncio.Task[None]] = set()
         self.outcome = Outcome()
-        self._events: list[tuple[float, int, str, tuple[object, ...]]] = []
-        self._number = itertools.count()
 
     def run(self) -> Outcome:
         """Runs to the end."""
-        for task in self.scenario.tasks:
-            self._at(task.arrival, "arrive", task)
-        for failure in self.scenario.failures:
-            self._at(failure.at, "fail", failure)
-        while self._events:
-            now = self._events[0][0]
-            while self._events and self._events[0][0] <= now:
-                _, _, kind, arguments = heapq.heappop(self._events)
-                getattr(self, f"_{kind}")(now, *arguments)
-            self._pass(now)
-            if self.check:
-                self._invariants(now)
-            self._sample(now)
-        for (at, model), begun in self.since.items():
-            self.outcome.stays.append((at, model, begun, self.outcome.end))
+        loop = VirtualLoop()
+        try:
+            loop.run_until_complete(self._whole())
+        finally:
+            loop.close()
         return self.outcome
 
-    # Events.
+    async def _whole(self) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._devices, known = Devices(self._made, self._policy), Footprints()
+        for model in self._made.models:  # as after the first day of a service
+            known.loaded(model.name, "gpu", model.base_mb)
+        self._owner = Owner(self._devices, self._devices.devices, self._policy, known, clock=self._clock)
+        server = Server(self._owner, self._folder, self._observe, lambda: {"models": {}}, {}, TICK_SECONDS)
+        background = [asyncio.create_task(server.run())]
+        self._followers = [Follower(self._folder, "worker", self._clock) for _ in range(FOLLOWERS)]
+        self._followers[0].waiting = self._devices.waits
+        background += [asyncio.create_task(each.run()) for each in self._followers]
+        while not all(each.connected for each in self._followers):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        background += [asyncio.create_task(self._fail(failure)) for failure in self._made.failures]
+        background.append(asyncio.create_task(self._sample()))
+        for task in self._made.tasks:
+            await asyncio.sleep(max(task.arrival - self._clock(), 0.0))
+            bisect.insort(self._waiting, (rank(list(Priority)[task.priority], EPOCH + task.arrival), task.id, task))
+            self._dispatch()
+        while len(self.outcome.ends) < len(self._made.tasks):  # noqa: ASYNC110
+            await asyncio.sleep(1.0)
+        self.outcome.end, self.outcome.loads = max(self.outcome.ends.values()), self._devices.loads
+        self.outcome.violations, self.outcome.evictions = self._devices.violations, self._owner.tally.evictions.total()
+        for each in background:
+            each.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
 
-    def _arrive(self, now: float, task: Task) -> None:
-        self.order.push(Waiting(task.id, task.model, self.models[task.model].base_mb, task.work_mb, task.priority, now))
+    async def _observe(self) -> None:
+        """What a supervisor finds out."""
+        for model, calls in self._devices.calls.items():
+            self._owner.seen(model, Seen(0.0, len(calls)))
+        for model, life in self._owner.lives.items():
+            if life.residency.state == "resident" and not self._devices.held[model]:
+                self._owner.lost(model, "lost")
 
-    def _ready(self, now: float, at: int, model: str, generation: int) -> None:
-        if generation == self.generation[at] and model in self.cluster.residents[at]:
-            self.cluster.loaded(model, at, now)
+    def _dispatch(self) -> None:
+        """Free slots take tasks, as workers do."""
+        while self._waiting and len(self._running) < self._slots:
+            front = [task for _, _, task in self._waiting[:LOOKED_AT]]
+            priorities = list(Priority)
+            candidates = [
+                Candidate(str(task.id), 1, (task.model,), priorities[task.priority], self._passed.get(task.id)) for task in front
+            ]
+            at = choose(candidates, self._resident, self._clock())
+            for task in front[:at]:
+                self._passed.setdefault(task.id, self._clock())
+            task = self._waiting.pop(at)[2]
+            running = asyncio.create_task(self._carry_out(task))
+            self._running.add(running)
+            running.add_done_callback(self._finished)
 
-    def _ended(self, now: float, at: int, version: int) -> None:
-        if version != self.version[at]:
-            return
-        self._advance(at, now)
-        for model, work in list(self.running[at].items()):
-            if work.left <= 1e-6:
-                del self.running[at][model]
-                self.cluster.finish(model, at, work.task.work_mb, now)
-                self.outcome.ends[work.task.id] = self.outcome.end = now
-        self._plan(at, now)
+    def _finished(self, running: asyncio.Task[None]) -> None:
+        self._running.discard(running)
+        self._dispatch()
 
-    def _fail(self, now: float, failure: Failure) -> None:
-        at = failure.device
-        self._advance(at, now)
-        device = self.cluster.devices[at].id
-        self.ward.fault(device, "lost", now)
-        self.cluster.bar(device, "lost")
-        for work in self.running[at].values():
-            self.outcome.lost += 1
-            self.order.push(work.waiting, again=True)
-        self.running[at].clear()
-        self.generation[at] += 1
-        for model in list(self.cluster.residents[at]):
-            self._gone(at, model, now)
-        self._plan(at, now)
-        self._at(now + failure.seconds, "return", failure)
+    def _resident(self, models: Sequence[str]) -> bool:
+        return all(self._owner.life(model).state in ("resident", "loading") for model in models)
 
-    def _return(self, now: float, failure: Failure) -> None:
-        health = self.ward.of(self.cluster.devices[failure.device].id)
-        health.tick(now)
-        if health.takes_work:
-            self.cluster.bar(self.cluster.devices[failure.device].id, "")
-        else:
-            self._at(health.until, "return", failure)
+    async def _carry_out(self, task: Task) -> None:
+        follower, left = self._followers[task.id % FOLLOWERS], task.seconds
+        while left > 1e-9:
+            seconds, edges = min(CALL_SECONDS, left), {task.model: task.work_mb * EDGES_PER_MB}
+            try:
+                async with follower.hold([task.model], math.inf, TASK_PRIORITY, edges):
+                    self.outcome.waits.setdefault(task.id, self._clock() - task.arrival)
+                    await self._devices.compute(task.model, seconds, task.work_mb, task.priority)
+            except ForcegateError:
+                self.outcome.lost += 1
+                await asyncio.sleep(1.0)
+                continue
+            left -= seconds
+        self.outcome.ends[task.id] = self._clock()
 
-    def _wake(self, _now: float) -> None:
-        """A pass is made after every event."""
-
-    # What the decisions lead to.
-
-    def _pass(self, now: float) -> None:
-        steps = self.order.dispatch(now)
+    async def _sample(self) -> None:
+        since: dict[tuple[int, str], float] = {}
         while True:
-            begun = time.process_time()
-            step = next(steps, None)
-            self.outcome.decision_seconds.append(time.process_time() - begun)
-            if step is None:
-                break
-            task, model, decision = step
-            at = decision.at
-            for victim in decision.evictions:
-                self.cluster.remove(victim, at)
-                self.outcome.evictions += 1
-                self._gone(at, victim, now)
-            if task is None:
-                self.outcome.loads += 1
-                self.cluster.load(model, at, self.models[model].base_mb, now)
-                self.since[at, model] = now
-                self._at(now + self.models[model].load_seconds, "ready", at, model, self.generation[at])
-            else:
-                self._begin(task, at, now)
-        if len(self.order) and not any(self.running) and not self._events:
-            # Nothing else will happen: what holds the rest up is time itself.
-            self._at(now + 1.0, "wake")
+            now, there = self._clock(), self._devices.there()
+            self.outcome.samples.append((now, self._devices.busy(), self._devices.used_mb(), len(self._waiting)))
+            for at, model in since.keys() - there:
+                self.outcome.stays.append((at, model, since.pop((at, model)), now))
+            for each in there - since.keys():
+                since[each] = now
+            await asyncio.sleep(SAMPLE_SECONDS)
 
-    def _begin(self, task: Waiting, at: int, now: float) -> None:
-        self._advance(at, now)
-        if self.check and task.model in self.running[at]:
-            self.outcome.violations.append(f"two tasks on one instance of {task.model}")
-        self.cluster.start(task.model, at, task.work_mb, now)
-        whole = self.tasks[task.id]
-        self.running[at][task.model] = _Running(whole, task, whole.seconds)
-        self.outcome.waits.setdefault(task.id, now - whole.arrival)
-        self._plan(at, now)
-
-    def _gone(self, at: int, model: str, now: float) -> None:
-        self.cluster.remove(model, at)
-        self.outcome.stays.append((at, model, self.since.pop((at, model)), now))
-
-    def _advance(self, at: int, now: float) -> None:
-        """Work of one device shares its speed."""
-        there = self.running[at]
-        for work in there.values():
-            work.left -= (now - self.changed[at]) / len(there)
-        self.changed[at] = now
-
-    def _plan(self, at: int, now: float) -> None:
-        self.version[at] += 1
-        there = self.running[at]
-        if there:
-            left = min(work.left for work in there.values()) * len(there)
-            self._at(now + max(left, 0.0), "ended", at, self.version[at])
-
-    def _at(self, when: float, kind: str, *arguments: object) -> None:
-        heapq.heappush(self._events, (when, next(self._number), kind, arguments))
-
-    # What must hold.
-
-    def _invariants(self, now: float) -> None:
-        broken = self.outcome.violations
-        cluster, policy = self.cluster, self.policy
-        for at, there in enumerate(cluster.residents):
-            held = sum(resident.base_mb for resident in there.values())
-            held += sum(work.task.work_mb for work in self.running[at].values())
-            if held > GPU_MB - policy.margin_mb:
-                broken.append(f"{now:.0f} s: {held} MB on a device of {GPU_MB}")
-            if len(there) > policy.models_per_device:
-                broken.append(f"{now:.0f} s: {len(there)} models on one device")
-            if at in cluster.barred and there:
-                broken.append(f"{now:.0f} s: work on a lost device")
-        # Nobody waits behind somebody else's obstacle: no head of a queue could begin at this moment.
-        for task in self.order.heads(now):
-            for at, resident in cluster.homes(task.model).items():
-                fits = cluster.room_at(at) >= task.work_mb and resident.loaded and not resident.in_flight and not resident.leaving
-                if fits and cluster.usable[at]:
-                    broken.append(f"{now:.0f} s: {task.model} could begin on {at}")
-            if not cluster.homes(task.model):
-                room = cluster.usable & (cluster.count < policy.models_per_device)
-                if (room & (cluster.room() >= task.base_mb + task.work_mb)).any():
-                    broken.append(f"{now:.0f} s: {task.model} could be loaded")
-
-    def _sample(self, now: float) -> None:
-        if self.outcome.samples and now - self.outcome.samples[-1][0] < 60.0:
-            return
-        busy = [float(len(there) > 0) for there in self.running]
-        self.outcome.samples.append((now, busy, [int(held) for held in self.cluster.held], len(self.order)))
-
-
-def fluid_end(scenario: Scenario) -> float:
-    """When the last task would end at the earliest, in s: no scheduler can be faster.
-
-    All devices that are not lost work without a pause on whatever has arrived, split at will, and loading costs nothing. Whatever
-    arrives from some moment on has to be done after it, so that the latest such bound over all moments counts.
-    """
-    arrivals = np.array([task.arrival for task in scenario.tasks])
-    remaining = np.cumsum(np.array([task.seconds for task in scenario.tasks])[::-1])[::-1]
-    return max(_worked_off(scenario, float(at), float(work)) for at, work in zip(arrivals[::10], remaining[::10], strict=True))
-
-
-def _worked_off(scenario: Scenario, start: float, work: float) -> float:
-    """When ``work`` that begins at ``start`` is done by all devices that are there."""
-    changes = defaultdict(int)
-    for device in range(scenario.devices):
-        lost = sorted((f.at, f.at + f.seconds) for f in scenario.failures if f.device == device)
-        until = -math.inf
-        for begun, ended in lost:  # times of one device that overlap are one
-            begun = max(begun, until)
-            if ended > begun:
-                changes[begun] -= 1
-                changes[ended] += 1
-                until = ended
-    now, speed, left = start, scenario.devices + sum(step for at, step in changes.items() if at <= start), work
-    for at in sorted(moment for moment in changes if moment > start):
-        if left <= speed * (at - now):
-            break
-        left -= speed * (at - now)
-        now, speed = at, speed + changes[at]
-    return now + left / max(speed, 1)
-
-
-def backlog_seconds(scenario: Scenario) -> float:
-    """The longest that work has to wait when all devices work without a pause and without loads, first come, first served, in s."""
-    left = longest = 0.0
-    before = 0.0
-    for task in scenario.tasks:
-        left = max(left - scenario.devices * (task.arrival - before), 0.0) + task.seconds
-        before = task.arrival
-        longest = max(longest, left / scenario.devices)
-    return longest
+    async def _fail(self, failure: Failure) -> None:
+        await asyncio.sleep(failure.at)
+        self._devices.lose(failure.device)
+        await asyncio.sleep(failure.seconds)
+        self._devices.lost.discard(failure.device)

@@ -55,11 +55,7 @@ class Resident:
 
     def can_go(self, policy: Policy, now: float) -> bool:
         """Whether it may be evicted now: idle, not pinned, and on the device for long enough that its load was worth it."""
-        return not self.in_flight and self.settled(policy, now)
-
-    def settled(self, policy: Policy, now: float) -> bool:
-        """Whether it may be evicted once its work is finished."""
-        stays = self.model in policy.pinned or not self.loaded or self.doubled
+        stays = self.in_flight or self.model in policy.pinned or not self.loaded or self.doubled
         return not stays and now - self.since >= policy.hold * self.load_seconds
 
 
@@ -217,6 +213,13 @@ class Cluster:
         resident.slots -= 1
         self._recount(at)
 
+    def used(self, model: str, at: int, now: float) -> None:
+        """Somebody has used the model a moment ago."""
+        self.residents[at][model].last_used = now
+        if not self.busy[at]:
+            self.idle_since[at] = now
+        self._recount(at)
+
     def start(self, model: str, at: int, work_mb: int, now: float) -> None:
         """Work begins."""
         resident = self.residents[at][model]
@@ -236,10 +239,6 @@ class Cluster:
         self._recount(at)
         if not self.busy[at]:
             self.idle_since[at] = now
-
-    def leave(self, model: str, at: int, leaving: bool = True) -> None:
-        """The model gets no new work on this device, until it is evicted or ``leaving`` is taken back."""
-        self.residents[at][model].leaving = leaving
 
     def depart(self, model: str, at: int) -> None:
         """The model is on its way out: what it holds is not free yet, and it makes no room for anybody else."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from frontend.scheduler.cluster import Cluster, Resident
@@ -71,28 +69,3 @@ def expired(cluster: Cluster, now: float) -> list[tuple[int, str]]:
         for resident in cluster.residents[at].values()
         if resident.can_go(cluster.policy, now) and now - resident.last_used >= cluster.policy.idle_seconds
     ]
-
-
-def claim(
-    cluster: Cluster, open_to: np.ndarray, need_mb: float, waiting: Mapping[str, int], now: float
-) -> tuple[int, tuple[str, ...]] | None:
-    """The device, and its models, that should get no new work so that there will be room, where nothing is idle.
-
-    Those are preferred that the fewest tasks wait for (``waiting``, by model), and between them the least recently used.
-    """
-    policy = cluster.policy
-    best: tuple[tuple[int, int, float], int, tuple[str, ...]] | None = None
-    for at in np.flatnonzero(open_to):
-        there = [r for r in cluster.residents[at].values() if r.settled(policy, now)]
-        chosen, room, count = [], cluster.room_at(int(at)), int(cluster.count[at])
-        for resident in sorted(there, key=lambda r: (waiting.get(r.model, 0), r.last_used, r.model)):
-            if room >= need_mb and count < policy.models_per_device:
-                break
-            chosen.append(resident)
-            room, count = room + resident.base_mb + resident.work_mb, count - 1
-        if not chosen or room < need_mb or count >= policy.models_per_device:
-            continue
-        key = sum(waiting.get(r.model, 0) for r in chosen), len(chosen), max(r.last_used for r in chosen)
-        if best is None or key < best[0]:
-            best = key, int(at), tuple(r.model for r in chosen)
-    return None if best is None else (best[1], best[2])

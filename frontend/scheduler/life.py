@@ -185,7 +185,7 @@ class Tally:
     Attributes:
         decisions: by action (``load``, ``evict``, ``wait``, ``refuse``); a decision to wait counts once for each ask and model.
         evictions: by reason (``room``, ``idle``, ``asked``, ``drain``, ``over budget``, ``out of memory``,
-            ``profile``).
+            ``profile``, ``instance``: nobody used it, and another model's work waited for an instance).
         scalings: instances that were added (``out``) and taken away (``in``), with the reason, and attempts that failed.
         failures: loads that failed, by the error's code.
         faults: of devices, by id: loads that failed for a reason that may be the device's, models that stopped answering.

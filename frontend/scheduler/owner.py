@@ -78,8 +78,7 @@ class Owner(Scaler):
         now = self.clock()
         for model in models:
             for at in self.cluster.homes(model):
-                self.cluster.start(model, at, 0, now)
-                self.cluster.finish(model, at, 0, now)
+                self.cluster.used(model, at, now)
 
     # What is decided.
 
@@ -161,23 +160,12 @@ class Owner(Scaler):
                 return f"the instances of {model} are being changed"
             if life.asked_for(edges, now):
                 self.measure(life)
-            if not all(map(self._fits, self.cluster.homes(model))):
+            moving = self.moving_beside(life)
+            if not moving and not all(map(self.fits, self.cluster.homes(model))):
                 self.relieve(model)
-            if moving := self._moving_beside(life):
+                moving = self.moving_beside(life)
+            if moving:
                 return f"{moving} leaves, or is being loaded: there is too little memory for it and a structure of this size"
-        return ""
-
-    def _moving_beside(self, life: Life) -> str:
-        """A model that comes or goes on the same device, where there is too little for all that may be held there now."""
-        for at in self.cluster.homes(life.model):
-            device, there = self.cluster.devices[at].id, self.cluster.residents[at]
-            beside = [each for each in self.lives.values() if each.model in there or device in each.going]
-            # What waits for others to go holds nothing yet, and what goes is held although it may have left the plan.
-            may = sum(there[each.model].held_mb if each.model in there else each.going[device] for each in beside if not each.behind)
-            if may > float(self.cluster.total[at] - self.policy.margin_mb):
-                moving = [each.model for each in beside if each.work is not None or each.residency.state == "leaving"]
-                if moving:
-                    return moving[0]
         return ""
 
     def _gathers(self, ask: Ask, now: float) -> bool:
@@ -327,11 +315,6 @@ class Owner(Scaler):
         else:
             self.relieve(model)
         self.step()
-
-    async def room_made(self, model: str) -> None:
-        """Returns when those that left for a model's sake are gone."""
-        while self._moving_beside(self.life(model)):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
 
     def tick(self) -> None:
         """Time has passed: measurements, models that nobody asks for, devices that come back."""

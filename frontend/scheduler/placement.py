@@ -3,7 +3,7 @@
 In this order: a device that has the model and room for the work (affinity 100); one with room for the model (50); one that has room
 after an eviction (0). Within each, the better balanced one (0 to 100, cluster.py), and between equals the first by the device's own
 order: the same cluster gives the same answer however it was listed. Affinity decides before balance, because a load costs seconds
-and a busy neighbour milliseconds; a model that needs more than one device gets replicas when its work waits (order.py).
+and a busy neighbour milliseconds; a model that needs more than one device gets instances when its work waits (replicas.py).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def decide(demand: Demand, cluster: Cluster, now: float) -> Decision:
         if decision is not None:
             return decision
         # Where the model is can take the work later, so that another copy is a waste unless it was asked for.
-        if blocked and not (demand.replica and len(homes) < cluster.policy.replicas):
+        if blocked and not demand.replica:
             return Decision("wait", reasons=tuple(blocked))
     open_to = cluster.usable & cluster.allowed(demand.model)
     for device in demand.excluded:

@@ -23,11 +23,9 @@ class Policy:
         pinned: models that are never evicted.
         reserved: devices that only the named models may use.
         allowed: models that may live on the named devices alone; others go anywhere.
-        ageing_seconds: a task goes up by one priority for each such time that it has waited.
-        patience_seconds: for each priority, how long tasks of loaded models may go before a task whose model is not.
+        ageing_seconds: who waits for a model goes up by one priority for each such time that it has waited.
+        patience_seconds: for each priority, how long tasks of loaded models may begin before one whose model is not loaded.
         gather_seconds: how long a task waits at most while others use what would have to go for its model.
-        scale_out_seconds: a model whose tasks wait longer than this may get another replica.
-        replicas: the most devices that one model may be on.
         least: instances that a model shall have, each on a device of its own, where there is room; 1 for those that are not named.
         instances: the most that a model may have because work waits for it.
         replica_wait_seconds: a model whose work waits for longer gets another instance ...
@@ -45,8 +43,6 @@ class Policy:
     ageing_seconds: float = 1800.0
     patience_seconds: tuple[float, ...] = (0.0, 30.0, 120.0, 300.0)
     gather_seconds: float = 20.0
-    scale_out_seconds: float = 60.0
-    replicas: int = 4
     least: Mapping[str, int] = field(default_factory=dict)
     instances: int = 1
     replica_wait_seconds: float = 2.0

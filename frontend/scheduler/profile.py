@@ -181,7 +181,6 @@ def policy(profile: Profile, catalogue: Catalogue, inventory: Sequence[Device]) 
         pinned=frozenset(catalogue.resolve(model).name for model in profile.pinned),
         allowed=allowed,
         reserved=reserved,
-        replicas=max((group.replicas for group in profile.groups), default=1),
         least=least,
     )
 

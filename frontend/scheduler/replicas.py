@@ -1,8 +1,8 @@
 """How many instances a model should have: a pure function of what was seen of it, of the policy, and of what is where.
 
-Another one is worth its memory when work has waited for longer than a limit for some time; it gets memory that is free, and nothing
-is unloaded for it. It goes again when for minutes hardly anything has waited and those that remain would be half idle, so that they
-do not fall behind as soon as it has gone; or when somebody needs its memory.
+Another one is worth its memory when work has waited for longer than a limit for some time. It gets memory that is free, or that of
+models that nobody uses; what is in use is left alone. It goes again when for minutes hardly anything has waited and those that
+remain would be half idle, so that they do not fall behind as soon as it has gone; or when somebody needs its memory.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ CALM: Final = 0.25
 """Part of the limit up to which a wait counts as none."""
 SPARE: Final = 0.5
 """How busy those that remain may be for one to go."""
+UNUSED_SECONDS: Final = 10.0
+"""A model makes way for another one's instance when nobody has used it for so long, and for as long as its own load took: so its
+place has been of no use for longer than it costs to load it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Change:
         action: one more (``out``), one less (``in``), or neither.
         at: position of the device.
         reason: ``queue`` or ``profile`` for one more, ``idle`` or ``profile`` for one less.
+        unused: with ``out``, models that have to leave the device first.
     """
 
     action: Literal["none", "out", "in"] = "none"
@@ -128,16 +132,19 @@ def room(cluster: Cluster, model: str, base_mb: int, apart: bool) -> int | None:
     return int(np.where(choice, cluster.balance(0.0, base_mb), -1.0).argmax())
 
 
-UNUSED_SECONDS = 10.0
-
 def unused(cluster: Cluster, model: str, base_mb: int, now: float) -> tuple[int, tuple[str, ...]] | None:
-    if any(r.leaving for there in cluster.residents for r in there.values()):
+    """Another device, and models on it that nobody uses and without which there is room for one more instance; None where there is
+    none, or where models leave already, so that what they give back is seen first."""
+    there = [resident for each in cluster.residents for resident in each.values()]
+    if any(resident.leaving for resident in there):
         return None
     open_to = cluster.usable & cluster.allowed(model)
     open_to[list(cluster.homes(model))] = False
+    # One that has several instances has them since it is used, and gives them up by itself.
     keep = frozenset(
-        r.model for there in cluster.residents for r in there.values()
-        if now - r.last_used < max(UNUSED_SECONDS, r.load_seconds) or len(cluster.homes(r.model)) > 1
+        resident.model
+        for resident in there
+        if now - resident.last_used < max(UNUSED_SECONDS, resident.load_seconds) or total(cluster.homes(resident.model)) > 1
     )
     return eviction.choose(cluster, open_to, base_mb, keep, now)
 

@@ -71,10 +71,11 @@ class Scaler(Carrier):
         now = self.clock()
         may_grow = not self.asks and now >= life.grow_at
         change = replicas.decide(life.model, self.estimate(life.model, life.edges), life.history, self.cluster, now, may_grow)
-        if change.action == "out" and change.unused:
-            for unused in change.unused:
-                self.evict(unused, "instance")
-        elif change.action == "out":
+        for unused in change.unused:  # when they are gone there is room, for this one or for whoever asks meanwhile
+            self.evict(unused, "instance")
+        if change.unused:
+            return True
+        if change.action == "out":
             self._grow(life, change.at, change.reason)
         elif change.action == "in":
             self._shrink(life, change.at, change.reason)
@@ -97,7 +98,7 @@ class Scaler(Carrier):
         Before any model, an instance goes that its model does not need.
         """
         for at, there in enumerate(self.cluster.residents):
-            if self._fits(at) or any(self.life(model).shrinking for model in there):
+            if self.fits(at) or any(self.life(model).shrinking for model in there):
                 continue
             only = np.arange(len(self.cluster.devices)) == at
             if (found := replicas.spare(self.cluster, only)) is not None:
@@ -106,11 +107,31 @@ class Scaler(Carrier):
                 continue
             loaded = [r for r in there.values() if r.loaded and r.model not in self.policy.pinned]
             for resident in sorted(loaded, key=lambda r: (r.model == newest, r.last_used)):
-                if self._fits(at) or sum(not r.leaving for r in there.values()) < 2:
+                if self.fits(at) or sum(not r.leaving for r in there.values()) < 2:
                     break
                 self.evict(resident.model, "over budget")
 
-    def _fits(self, at: int) -> bool:
+    def moving_beside(self, life: Life) -> str:
+        """A model that comes or goes on the same device, where there is too little for all that may be held there now."""
+        for at in self.cluster.homes(life.model):
+            device, there = self.cluster.devices[at].id, self.cluster.residents[at]
+            beside = [each for each in self.lives.values() if each.model in there or device in each.going]
+            # What waits for others to go holds nothing yet, and what goes is held although it may have left the plan.
+            may = sum(
+                there[each.model].held_mb if each.model in there else each.going[device] for each in beside if not each.behind
+            )
+            if may > float(self.cluster.total[at] - self.policy.margin_mb):
+                moving = [each.model for each in beside if each.work is not None or each.residency.state == "leaving"]
+                if moving:
+                    return moving[0]
+        return ""
+
+    async def room_made(self, model: str) -> None:
+        """Returns when those that left for a model's sake are gone."""
+        while self.moving_beside(self.life(model)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+    def fits(self, at: int) -> bool:
         """Whether what stays on a device is no more than it has; what is on its way out is as good as gone."""
         staying = sum(r.held_mb for r in self.cluster.residents[at].values() if not r.leaving)
         return float(self.cluster.total[at] - self.policy.margin_mb) >= staying

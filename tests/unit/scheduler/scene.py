@@ -18,8 +18,8 @@ from frontend.scheduler.policy import Policy
 from frontend.scheduler.server import Server
 
 SIZE, BUDGET = 300, 1000
-COST = Cost(seconds_per_pass=1e-3, seconds_per_atom=1e-5, seconds_per_edge=1e-7, bytes_per_edge=2**20 / 100, edges=10**6)
-"""A hundred neighbour pairs take one MB."""
+EDGES_PER_MB = 100
+COST = Cost(seconds_per_pass=1e-3, seconds_per_atom=1e-5, seconds_per_edge=1e-7, bytes_per_edge=2**20 / EDGES_PER_MB, edges=10**6)
 NAMES = [f"m{k}" for k in range(8)]
 
 
@@ -28,7 +28,8 @@ class Books:
 
     def __init__(self) -> None:
         self.there: dict[str, int] = {}
-        self.most = 0
+        self.work_mb = self.most = 0
+        self.scale_seconds = 0.002
         self.placed: dict[str, dict[str, int]] = {}
         self.unsteady: set[str] = set()
         self.loads: Counter[str] = Counter()
@@ -49,7 +50,12 @@ class Books:
             del self.there[model]
             raise self.failing[model]
         self.there[model], self.placed[model] = SIZE, {device.id: 1}
-        self.most = max(self.most, sum(self.there.values()))
+        self.count()
+
+    def count(self, work_mb: int = 0) -> None:
+        """Something has come, or so much work begins."""
+        self.work_mb += work_mb
+        self.most = max(self.most, sum(self.there.values()) + self.work_mb)
 
     async def unload(self, model: str) -> None:
         assert not self.in_use[model], "unloaded with work in flight"
@@ -61,11 +67,11 @@ class Books:
     async def scale(self, model: str, instances: Sequence[tuple[Device, int]]) -> None:
         wanted = {device.id: count for device, count in instances}
         before = self.placed.get(model, {})
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(self.scale_seconds)
         if sum(wanted.values()) > sum(before.values()) and model in self.failing:
             raise self.failing[model]
         self.placed[model], self.there[model] = wanted, SIZE * sum(wanted.values())
-        self.most = max(self.most, sum(self.there.values()))
+        self.count()
 
     def processes(self, model: str) -> int:
         return sum(self.placed.get(model, {}).values()) if model in self.there else 0
@@ -130,10 +136,12 @@ class Scene:
         async with follower.hold(models, until, priority, sizes):
             assert all(self.books.there.get(model, 0) >= SIZE for model in models), "granted before it was there"
             self.books.in_use.update(models)
+            self.books.count(edges // EDGES_PER_MB)
             try:
                 await asyncio.sleep(work)
             finally:
                 self.books.in_use.subtract(models)
+                self.books.work_mb -= edges // EDGES_PER_MB
 
     async def stop(self) -> None:
         for task in self.tasks:

@@ -216,7 +216,6 @@ def test_a_replica_is_another_device_and_only_on_request() -> None:
     home = [("gpu-0", resident("a", in_flight=1))]
     assert place(Demand("a", 5000), [gpu(0), gpu(1)], home, Policy(), NOW).action == "wait"
     assert place(Demand("a", 5000, replica=True), [gpu(0), gpu(1)], home, Policy(), NOW).device == "gpu-1"
-    assert place(Demand("a", 5000, replica=True), [gpu(0), gpu(1)], home, Policy(replicas=1), NOW).action == "wait"
 
 
 def test_reserved_devices_and_profiles() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,10 +93,27 @@ def test_another_device_goes_first_and_the_same_one_when_others_are_full() -> No
     history, now = remembered([(0.0, LOADED), (60.0, LOADED)], 1)
     there = cluster((0, 1, 300))
     assert replicas.decide("m", 300, history, there, now) == Change("out", 1, "queue")
-    there.put(Resident("other", 800, 0.0, loaded=True), 1)
+    there.put(Resident("other", 800, 0.0, loaded=True, last_used=now), 1)
     assert replicas.decide("m", 300, history, there, now) == Change("out", 0, "queue")
     there.put(Resident("another", 500, 0.0, loaded=True), 0)
     assert replicas.decide("m", 300, history, there, now) == Change(), "nothing is unloaded for it"
+
+
+def test_what_nobody_uses_makes_way_on_another_device_and_nothing_else() -> None:
+    history, now = remembered([(0.0, LOADED), (60.0, LOADED)], 1)
+
+    def change(**resident: Any) -> Change:
+        there = cluster((0, 1, 300), policy=replace(POLICY, pinned=frozenset({"pinned"})))
+        there.put(Resident("full", 700, 0.0, loaded=True, last_used=now), 0)
+        there.put(Resident(**{"model": "other", "base_mb": 800, "since": 0.0, "loaded": True, "last_used": now - 15} | resident), 1)
+        return replicas.decide("m", 300, history, there, now)
+
+    assert change() == Change("out", 1, "queue", ("other",))
+    assert change(last_used=now - 5) == Change(), "it is used"
+    assert change(load_seconds=20.0) == Change(), "its place was not of no use for as long as its load takes"
+    assert change(model="pinned") == Change()
+    assert change(slots=2) == Change(), "its instances go by themselves"
+    assert change(leaving=True, loaded=False) == Change(), "it goes already"
 
 
 def test_a_profile_asks_for_devices_apart_and_a_load_for_any() -> None:
