@@ -147,12 +147,10 @@ def _evict(demand: Demand, cluster: Cluster, open_to: np.ndarray, now: float) ->
 def _neither(demand: Demand, cluster: Cluster, open_to: np.ndarray) -> Decision:
     """Whether waiting helps: on some device there is enough for it once everything that may be evicted is gone."""
     allowed = cluster.allowed(demand.model)
-    pinned = np.array(
-        [
-            sum(r.base_mb for r in there.values() if r.model in cluster.policy.pinned and r.model != demand.model)
-            for there in cluster.residents
-        ]
-    )
+    pinned = np.zeros(len(cluster.devices))
+    for model in cluster.policy.pinned - {demand.model}:
+        for at, resident in cluster.homes(model).items():
+            pinned[at] += resident.base_mb
     # What other programs hold may come back, so that only an empty device that is too small is a reason to give up.
     largest = np.where(allowed, cluster.total - cluster.policy.margin_mb - pinned, 0.0).max(initial=0.0)
     if largest < demand.need_mb:
