@@ -33,7 +33,6 @@ class Resident:
         slots: pieces of work that it takes at once (its instances here).
         loaded: whether it answers; before that its memory is spoken for already.
         leaving: it gets no new work, so that it can be evicted.
-        doubled: it is being reloaded, and the old copy answers meanwhile.
     """
 
     model: str
@@ -43,7 +42,6 @@ class Resident:
     slots: int = 1
     loaded: bool = False
     leaving: bool = False
-    doubled: bool = False
     in_flight: int = 0
     work_mb: int = 0
     last_used: float = 0.0
@@ -51,11 +49,11 @@ class Resident:
     @property
     def held_mb(self) -> int:
         """MB that it may hold now."""
-        return self.base_mb * (2 if self.doubled else 1) + self.work_mb
+        return self.base_mb + self.work_mb
 
     def can_go(self, policy: Policy, now: float) -> bool:
         """Whether it may be evicted now: idle, not pinned, and on the device for long enough that its load was worth it."""
-        stays = self.in_flight or self.model in policy.pinned or not self.loaded or self.doubled
+        stays = self.in_flight or self.model in policy.pinned or not self.loaded
         return not stays and now - self.since >= policy.hold * self.load_seconds
 
 
@@ -173,11 +171,11 @@ class Cluster:
         return resident
 
     def loaded(self, model: str, at: int, now: float) -> None:
-        """A load, or a reload, has ended well."""
+        """A load has ended well."""
         resident = self.residents[at][model]
         if not resident.loaded:
             resident.load_seconds, resident.since, resident.last_used = max(now - resident.since, 0.0), now, now
-        resident.loaded, resident.doubled = True, False
+        resident.loaded = True
         self._recount(at)
 
     def measured_base(self, model: str, at: int, mb: int) -> None:
@@ -186,11 +184,6 @@ class Cluster:
         if resident is not None and resident.loaded and mb and mb != resident.base_mb:
             resident.base_mb = mb
             self._recount(at)
-
-    def reload(self, model: str, at: int) -> None:
-        """A second copy is being loaded beside the one that answers."""
-        self.residents[at][model].doubled = True
-        self._recount(at)
 
     def more(self, model: str, at: int, base_mb: int, now: float) -> None:
         """One more instance of a model that is somewhere already is being loaded; its memory is spoken for."""
@@ -261,7 +254,7 @@ class Cluster:
         self.held[at] = sum(resident.held_mb for resident in there)
         self.count[at] = len(there)
         self.busy[at] = sum(resident.in_flight for resident in there)
-        idle = [r for r in there if r.loaded and not r.in_flight and not r.doubled and r.model not in self.policy.pinned]
+        idle = [r for r in there if r.loaded and not r.in_flight and r.model not in self.policy.pinned]
         self.evictable[at] = sum(resident.base_mb for resident in idle)
         self.evictable_count[at] = len(idle)
         self.longest_unused[at] = min((resident.last_used for resident in idle), default=math.inf)

@@ -240,14 +240,16 @@ class Follower:
             self._writer.write(wire.line(message))
 
     async def _tell_uses(self) -> None:
+        told: dict[str, int] = {}
         while True:
             await asyncio.sleep(USED_SECONDS)
-            busy = {name for name, count in self._lease.uses.items() if count} | self._used
-            self._used.clear()
-            if busy:
+            uses = {name: count for name, count in self._lease.uses.items() if count}
+            busy, self._used = uses.keys() | self._used, set()
+            if busy or told:
                 # In the order of their sizes, so that the largest of each model stays.
                 edges = {name: _edges(size) for name, size in sorted(self._lease.large, key=lambda each: each[1])}
-                self._send({"used": sorted(busy), "waiting": dict(self.waiting()), "edges": edges})
+                self._send({"used": sorted(busy), "uses": uses, "waiting": dict(self.waiting()), "edges": edges})
+            told = uses
 
     def _disconnected(self) -> None:
         if self._writer is not None:

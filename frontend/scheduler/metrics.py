@@ -55,7 +55,7 @@ def _devices(devices: Any) -> Iterator[Metric]:
     utilization = GaugeMetricFamily("forcegate_device_utilization", "Percent of the time that it computes.", labels=("device",))
     temperature = GaugeMetricFamily("forcegate_device_temperature", "Degrees Celsius.", labels=("device",))
     serving = GaugeMetricFamily("forcegate_device_serving", "1 for a device that takes models.", labels=("device",))
-    in_flight = GaugeMetricFamily("forcegate_device_clients", "Gateways and workers that hold models of it.", labels=("device",))
+    in_flight = GaugeMetricFamily("forcegate_device_work", "Requests and calls of tasks with its models.", labels=("device",))
     for device in devices:
         for of in ("total", "used", "planned", "models"):
             memory.add_metric((device["id"], of), device[f"memory_{of}_mb"])

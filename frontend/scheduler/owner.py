@@ -70,6 +70,7 @@ class Owner(Scaler):
         """It has ended; what it held is free, and nobody waits for what it asked for."""
         self.asks = [ask for ask in self.asks if ask.client is not client]
         self._waits.pop(client, None)
+        self._uses.pop(client, None)
         for life in list(self.lives.values()):
             self.release(client, life.model)
 

@@ -85,7 +85,7 @@ def decide(model: str, base_mb: int, history: History, cluster: Cluster, now: fl
         may_grow: whether there is memory to give away: nobody waits for a model that is not loaded.
     """
     policy, homes = cluster.policy, cluster.homes(model)
-    if not homes or not all(home.loaded and not home.leaving and not home.doubled for home in homes.values()):
+    if not homes or not all(home.loaded and not home.leaving for home in homes.values()):
         return Change()
     count = total(homes)
     least = policy.least.get(model, 1)

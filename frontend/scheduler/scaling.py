@@ -34,13 +34,19 @@ class Scaler(Carrier):
         super().__init__(*args, **named)
         self.asks: list[Ask] = []
         self._waits: dict[Client, tuple[float, Mapping[str, float]]] = {}
+        self._uses: dict[Client, Mapping[str, float]] = {}
         self._seen: dict[str, Seen] = {}
 
     # What is seen of the load.
 
-    def waits(self, client: Client, seconds: Mapping[str, float]) -> None:
-        """A gateway has work that waits for so long, in s by model."""
+    def told(self, client: Client, uses: Mapping[str, float], seconds: Mapping[str, float]) -> None:
+        """A client has so many uses of each model under way, and work that waits for so many seconds."""
+        self._uses[client] = uses
         self._waits[client] = self.clock(), seconds
+
+    def uses(self, model: str) -> int:
+        """Requests and calls of tasks that are under way with a model, as far as clients have told."""
+        return sum(int(uses.get(model, 0)) for uses in self._uses.values())
 
     def seen(self, model: str, seen: Seen) -> None:
         """How long requests have lately waited in Triton, those of gRPC users among them, and how busy the instances are."""

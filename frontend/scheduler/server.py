@@ -123,7 +123,7 @@ class Server:
                 self._owner.release(connection, model)
             case {"used": list(models)}:
                 self._owner.used(str(model) for model in models)
-                self._owner.waits(connection, _numbers(message.get("waiting")))
+                self._owner.told(connection, _numbers(message.get("uses")), _numbers(message.get("waiting")))
                 self._owner.working(_pairs(message))
             case {"do": int(number), "what": str(what)}:
                 task = asyncio.create_task(self._do(connection, number, what, message))

@@ -45,7 +45,7 @@ def _device(owner: Owner, device: Device) -> dict[str, Any]:
         "state": health.state,
         "fault": owner.cluster.fault(at) or None,
         "models": sorted(life.model for life in there if life.state in ("resident", "leaving")),
-        "in_flight": sum(len(life.holders) for life in there),
+        "in_flight": sum(owner.uses(life.model) for life in there),
     }
 
 

@@ -14,6 +14,7 @@ from frontend.scheduler import carrier
 from frontend.scheduler.follower import Follower
 from frontend.scheduler.footprint import Footprints
 from frontend.scheduler.policy import Policy
+from frontend.supervisor.overview import overview
 from tests.unit.scheduler.scene import BUDGET, NAMES, SIZE, Scene
 
 
@@ -224,6 +225,27 @@ def test_a_task_lets_those_of_loaded_models_go_first_but_not_for_ever(
 
     policy = Policy(margin_mb=0, models_per_device=16, gather_seconds=gather)
     assert play(steps, policy=policy).owner.tally.loads["m3"] == 1
+
+
+def test_work_under_way_is_told_by_device_until_its_client_ends(play: Callable[..., Scene]) -> None:
+    async def steps(scene: Scene) -> None:
+        (one, _), (other, connection) = await scene.follower(), await scene.follower()
+
+        async def becomes(count: int) -> None:
+            async with asyncio.timeout(5):
+                while overview(scene.owner, True, 60.0)["devices"][0]["in_flight"] != count:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+
+        works = [asyncio.create_task(scene.use(one, "m0", work=2.0)) for _ in range(3)]
+        long = asyncio.create_task(scene.use(other, "m1", work=60.0))
+        await becomes(4)
+        connection.cancel()
+        await becomes(3)
+        await asyncio.gather(*works)
+        await becomes(0)
+        long.cancel()
+
+    play(steps)
 
 
 def test_a_model_that_nobody_uses_goes_before_an_instance_of_one_in_use(

@@ -56,7 +56,6 @@ def residents(model: str) -> st.SearchStrategy[Resident]:
         load_seconds=st.sampled_from([0.0, 10.0, 1e5]),
         loaded=st.booleans(),
         leaving=st.booleans(),
-        doubled=st.booleans(),
         in_flight=st.integers(0, 1),
         work_mb=st.integers(0, 5000),
         last_used=st.floats(0, NOW),
@@ -194,7 +193,7 @@ def test_the_least_recently_used_goes() -> None:
 
 
 def test_nothing_with_work_in_flight_or_pinned_or_young_goes() -> None:
-    for stays in ({"in_flight": 1}, {"doubled": True}, {"load_seconds": 1e6}):
+    for stays in ({"in_flight": 1}, {"load_seconds": 1e6}):
         there = [("gpu-0", resident(model, **stays)) for model in "ab"]  # type: ignore[arg-type]
         assert place(Demand("e", 5000), [gpu(0)], there, Policy(), NOW).action == "wait"
     there = [("gpu-0", resident(model)) for model in "ab"]
@@ -242,16 +241,6 @@ def test_a_device_that_disappears_between_decision_and_load() -> None:
     cluster.remove("a", first.at)
     cluster.remove("a", first.at)
     assert not cluster.homes("a"), "what is told of a lost device late is harmless"
-
-
-def test_a_reload_holds_its_memory_twice() -> None:
-    cluster = Cluster([gpu(0)], Policy())
-    cluster.put(resident("a", base=30_000), 0)
-    assert decide(Demand("b", 20_000), cluster, NOW).action == "load"
-    cluster.reload("a", 0)
-    assert decide(Demand("b", 20_000), cluster, NOW).action == "wait", "60,000 of 78,000 MB are held while the new copy is loaded"
-    cluster.loaded("a", 0, NOW)
-    assert decide(Demand("b", 20_000), cluster, NOW).action == "load"
 
 
 def test_what_nobody_asks_for_expires() -> None:
