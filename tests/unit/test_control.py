@@ -13,8 +13,10 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from exporters.repository import parameters
+from forcefields import catalogue
 from forcegate.errors import ModelNotReady
-from frontend.triton.control import TritonControl, dtype_of
+from frontend.triton.control import TritonControl, configuration, dtype_of
 
 NAME = "model"
 
@@ -97,3 +99,18 @@ def test_one_that_never_does_anything_is_an_error(repository: Path, monkeypatch:
             assert served.loads == 4
 
     asyncio.run(asked())
+
+
+def test_the_configuration_for_another_dtype_differs_in_nothing_else() -> None:
+    name, repository = "lj-argon", (Path("model_repository"),)
+    assert configuration(name, "float64", repository) is None, "the file says so itself"
+    changed = configuration(name, "float32", repository)
+    assert changed is not None
+    assert dtype_of(changed) == "float32"
+    told = {key: value.get("string_value", "") for key, value in changed["parameters"].items()}
+    known = catalogue.load()
+    variant = known.variants[name]
+    assert told == parameters(variant, known.family_of(variant)) | {"dtype": "float32"}
+    assert changed["backend"] == "python"
+    with pytest.raises(ModelNotReady):
+        configuration("no-such-model", "float32", repository)

@@ -28,7 +28,7 @@ from forcegate.errors import (
     UnknownModel,
     UnsupportedDtype,
 )
-from frontend.triton.control import ModelState, configuration, dtype_of
+from frontend.triton.control import ModelState
 from frontend.triton.directory import FAILED, LOADABLE, LOADING, MISSING, READY, Directory
 
 NAME = "lj-argon"
@@ -419,19 +419,6 @@ def test_what_was_asked_before_a_load_does_not_overwrite_what_was_asked_after_it
         assert both.facts(NAME).dtype == "float32"
 
     run(steps)
-
-
-def test_the_configuration_for_another_dtype_differs_in_nothing_else() -> None:
-    repository = (Path("model_repository"),)
-    assert configuration(NAME, "float64", repository) is None, "the file says so itself"
-    changed = configuration(NAME, "float32", repository)
-    assert changed is not None
-    assert dtype_of(changed) == "float32"
-    told = {key: value.get("string_value", "") for key, value in changed["parameters"].items()}
-    assert told == parameters(VARIANT, CATALOGUE.family_of(VARIANT)) | {"dtype": "float32"}
-    assert changed["backend"] == "python"
-    with pytest.raises(ModelNotReady):
-        configuration("no-such-model", "float32", repository)
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2, 5])
