@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+import numpy as np
+
 from forcefields.cost import Cost
 from forcegate.errors import ForcegateError, ModelNotReady
 from frontend.scheduler.cluster import Cluster
@@ -123,10 +125,14 @@ class Carrier(ABC):
     def refuse(self, model: str) -> None:
         """A load has failed: those who wait for it are told."""
 
-    @property
-    def largest(self) -> int:
-        """MB of the largest device, without its margin."""
-        return math.floor(float((self.cluster.total - self.policy.margin_mb).max(initial=0.0)))
+    def most_mb(self, model: str) -> int:
+        """MB that a model can ever be given: the most that any of its devices has without the margin and what is pinned there."""
+        cluster = self.cluster
+        given = np.where(cluster.allowed(model), cluster.total - self.policy.margin_mb, 0.0)
+        for other in self.policy.pinned - {model}:
+            for at, resident in cluster.homes(other).items():
+                given[at] -= resident.base_mb
+        return math.floor(float(given.max(initial=0.0)))
 
     @abstractmethod
     def departed(self, model: str) -> None:
@@ -232,6 +238,10 @@ class Carrier(ABC):
         """The devices that a model is on."""
         return [self.cluster.devices[self.cluster.position[name]] for name in life.instances]
 
+    def measured(self, model: str) -> bool:
+        """Whether the model has been loaded here before, so that its size is known."""
+        return bool(self.cluster.devices) and model in self._footprints.measured(self.cluster.devices[0].kind)
+
     def estimate(self, model: str, edges: int = 0) -> int:
         """MB that one instance of the model is expected to hold while it evaluates structures of up to ``edges`` pairs.
 
@@ -244,13 +254,13 @@ class Carrier(ABC):
             return self._need(model, kind, 0, edges)
         family = self._machine.family(model)
         kin = [mb for name, mb in measured.items() if self._machine.family(name) == family]
-        pinned = sum(r.base_mb for there in self.cluster.residents for r in there.values() if r.model in self.policy.pinned)
-        idle = max(kin) if kin else max(min(BASE_MB, self.largest - pinned), 1)
+        most = self.most_mb(model)
+        idle = max(kin) if kin else max(min(BASE_MB, most), 1)
         work = self._footprints.work_mb(model, kind, edges, self._machine.cost(model)) if edges else 0
-        return max(idle, min(idle + work, self.largest - pinned))
+        return max(idle, min(idle + work, most))
 
     def _need(self, model: str, kind: str, held: int, edges: int) -> int:
-        return self._footprints.need_mb(model, kind, held, self.largest, edges, self._machine.cost(model) if edges else None)
+        return self._footprints.need_mb(model, kind, held, self.most_mb(model), edges, self._machine.cost(model) if edges else None)
 
     def measure(self, life: Life) -> None:
         """Takes what the model holds now into its footprint and into the plan."""
@@ -279,7 +289,8 @@ class Carrier(ABC):
     def working(self, edges: Mapping[str, int]) -> None:
         """These are evaluating structures of so many pairs, or have them in a queue: the room for them stays."""
         for model, pairs in edges.items():
-            if (life := self.life(model)).residency.state == "resident":
+            # Larger ones were asked for beside models that left them no room.
+            if (life := self.life(model)).residency.state == "resident" and pairs <= life.edges:
                 life.asked_for(pairs, self.clock())
 
     def peak(self, model: str, edges: int, mb: float, cost: Cost | None) -> None:

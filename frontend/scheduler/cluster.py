@@ -178,6 +178,11 @@ class Cluster:
         resident.loaded = True
         self._recount(at)
 
+    def expected(self, model: str, at: int, mb: int) -> None:
+        """A load begins that is given so much."""
+        self.residents[at][model].base_mb = mb
+        self._recount(at)
+
     def measured_base(self, model: str, at: int, mb: int) -> None:
         """What the model holds was measured; one that is still being loaded has not taken all of it, and keeps its estimate."""
         resident = self.residents[at].get(model)

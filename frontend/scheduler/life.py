@@ -69,6 +69,7 @@ class Life:
         scaling: their number is being changed; ``shrinking``: it is made less.
         history: of their load.
         grow_at: when one more may be tried after ``grow_failures`` in a row that have failed.
+        shrink_at: when one may be taken away again after that has failed.
         dtype: that it shall run in; empty for its own.
         holders: clients that may have work in flight.
         behind: models that have to be gone before its load begins.
@@ -77,6 +78,7 @@ class Life:
         going: MB that it may still hold of each device although its place in the plan is another model's already.
         sizes: when it was last asked for structures of so many neighbour pairs, or evaluated them.
         avoid: the device that it ran out of memory on, when there was room on another one.
+        place_mb: what its load was given of the device.
         moved_at: when it was last moved for that reason.
         ran_out_at: when it last ran out of memory.
         evicted: why it was unloaded last; empty for one that was never resident, or is.
@@ -91,6 +93,7 @@ class Life:
     history: History = field(default_factory=History)
     grow_failures: int = 0
     grow_at: float = -math.inf
+    shrink_at: float = -math.inf
     dtype: str = ""
     holders: set[Client] = field(default_factory=set)
     behind: set[str] = field(default_factory=set)
@@ -98,6 +101,7 @@ class Life:
     held: dict[str, int] = field(default_factory=dict)
     going: dict[str, int] = field(default_factory=dict)
     sizes: dict[int, float] = field(default_factory=dict)
+    place_mb: int = 0
     avoid: str = ""
     moved_at: float = -math.inf
     ran_out_at: float = -math.inf

@@ -15,8 +15,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-import numpy as np
-
 from forcegate.errors import ForcegateError, ModelNotReady, NoRoom
 from frontend.scheduler import eviction
 from frontend.scheduler.carrier import WORK_SECONDS
@@ -50,8 +48,10 @@ class Owner(Scaler):
         Args:
             edges: neighbour pairs of the largest structure that each is asked for.
         """
-        priority = min(max(priority, 0), len(PRIORITIES) - 1)
-        self.asks.append(Ask(client, number, tuple(models), priority, self.clock(), edges or {}))
+        names, sizes = tuple(models), edges or {}
+        if len(names) > 1 and sum(self.estimate(name, sizes.get(name, 0)) for name in names) > self.all_mb:
+            sizes = {}  # they do not fit beside each other at that size: each takes what it gets, and makes its passes smaller
+        self.asks.append(Ask(client, number, names, min(max(priority, 0), len(PRIORITIES) - 1), self.clock(), sizes))
         self.step()
 
     def cancel(self, client: Client, number: int) -> None:
@@ -127,7 +127,7 @@ class Owner(Scaler):
         if life.residency.state == "failed" and now < life.residency.retry_at:
             self._refuse(model, self._failure(life, now))
             return
-        demand = Demand(model, self.estimate(model, ask.edges.get(model, 0)), keep=keep, excluded=frozenset({life.avoid} - {""}))
+        demand = Demand(model, self.base_mb(model, ask), keep=keep, excluded=frozenset({life.avoid} - {""}))
         decision = decide(demand, self.cluster, now)
         if demand.excluded and decision.action not in ("load", "evict"):
             decision = decide(replace(demand, excluded=frozenset()), self.cluster, now)
@@ -139,7 +139,7 @@ class Owner(Scaler):
             elif other := self.make_way(self.cluster.usable & self.cluster.allowed(model)):
                 decision = Decision("wait", reasons=(f"{other} gives up an instance",))
             ask.why = decision.reasons[0]
-        if decision.action == "wait" and self._never(ask):
+        if decision.action == "wait" and self.never(ask):
             decision = Decision("refuse", reasons=(f"{' and '.join(ask.models)} do not fit beside each other",))
             ask.why = decision.reasons[0]
         told = (ask.client.name, ask.id, model)
@@ -167,7 +167,8 @@ class Owner(Scaler):
                 moving = self.moving_beside(life)
             if moving:
                 return f"{moving} leaves, or is being loaded: there is too little memory for it and a structure of this size"
-        return ""
+        # One that all the others cannot make room for may have had to leave itself.
+        return next((f"{model} leaves" for model in ask.models if self.life(model).residency.state != "resident"), "")
 
     def _gathers(self, ask: Ask, now: float) -> bool:
         """Whether a task leaves models in use alone for a while: tasks of one model are carried out together, which saves loads."""
@@ -177,11 +178,6 @@ class Owner(Scaler):
         """One in use of the models that would have to go; empty where nobody uses any of them."""
         there = self.cluster.residents[decision.at]
         return next((victim for victim in decision.evictions if now - there[victim].last_used < IN_USE_SECONDS), "")
-
-    def _never(self, ask: Ask) -> bool:
-        """Whether the models of one ask are too much for every device together."""
-        room = float(np.maximum(self.cluster.total - self.policy.margin_mb, 0.0).sum())
-        return len(ask.models) > 1 and sum(self.estimate(model) for model in ask.models) > room
 
     def _make_room(self, decision: Decision, model: str) -> None:
         for victim in decision.evictions:
@@ -198,8 +194,10 @@ class Owner(Scaler):
     def _place(self, life: Life, decision: Decision, base_mb: int, now: float) -> None:
         """The model is in the plan from now on; its load begins when those that it displaces are gone."""
         life.at(decision.device)
-        life.error, life.evicted = None, ""
-        self.cluster.load(life.model, decision.at, base_mb, now)
+        life.error, life.evicted, life.place_mb = None, "", base_mb
+        # Until they are gone its place holds what they may come to hold, so that nobody else is promised any of it.
+        going = sum(self.life(victim).going.get(decision.device, 0) for victim in life.behind)
+        self.cluster.load(life.model, decision.at, max(base_mb, going), now)
         log.info(
             "placed",
             extra={"model": life.model, "device": decision.device, "memory_mb": base_mb, "why": "; ".join(decision.reasons),
@@ -209,6 +207,7 @@ class Owner(Scaler):
 
     def _begin_load(self, life: Life) -> None:
         if life.work is None and not life.behind and life.residency.want(self.clock()) == "load":
+            self.cluster.expected(life.model, self.cluster.position[life.device], life.place_mb)
             self._start(life, self._load(life))
 
     def evict(self, model: str, reason: str) -> None:
@@ -328,6 +327,8 @@ class Owner(Scaler):
             health = self.ward.of(device.id)
             health.tick(now)
             self.cluster.bar(device.id, "" if health.takes_work else f"{health.state}: {health.reason}")
+            if self.active and not health.takes_work:
+                self.empty(device.id, "drain")  # what was on its way there when it was taken out
         if self.active:
             self.relieve()
             for _, model in eviction.expired(self.cluster, now):

@@ -98,6 +98,8 @@ def decide(model: str, base_mb: int, history: History, cluster: Cluster, now: fl
     if waited and count < most and may_grow:
         if (at := room(cluster, model, base_mb, apart=True)) is not None:
             return Change("out", at, "queue")
+        if any(r.leaving for at, each in enumerate(cluster.residents) if at not in homes for r in each.values()):
+            return Change()  # what they give back is seen first
         if (found := unused(cluster, model, base_mb, now)) is not None:
             return Change("out", found[0], "queue", found[1])
         if (at := room(cluster, model, base_mb, apart=False)) is not None:
@@ -134,10 +136,8 @@ def room(cluster: Cluster, model: str, base_mb: int, apart: bool) -> int | None:
 
 def unused(cluster: Cluster, model: str, base_mb: int, now: float) -> tuple[int, tuple[str, ...]] | None:
     """Another device, and models on it that nobody uses and without which there is room for one more instance; None where there is
-    none, or where models leave already, so that what they give back is seen first."""
+    none."""
     there = [resident for each in cluster.residents for resident in each.values()]
-    if any(resident.leaving for resident in there):
-        return None
     open_to = cluster.usable & cluster.allowed(model)
     open_to[list(cluster.homes(model))] = False
     # One that has several instances has them since it is used, and gives them up by itself.
@@ -154,7 +154,7 @@ def fullest(cluster: Cluster, homes: Mapping[int, Resident]) -> int:
     return min(homes, key=lambda at: (-homes[at].slots, cluster.room_at(at), at))
 
 
-def spare(cluster: Cluster, open_to: np.ndarray) -> tuple[str, int] | None:
+def spare(cluster: Cluster, open_to: np.ndarray, unable: frozenset[str] = frozenset()) -> tuple[str, int] | None:
     """The model, and the device, of an instance beyond what the policy asks for, where memory is needed on one of ``open_to``: that
     of the least recently used model. None where there is none."""
     found: list[tuple[float, str, int]] = []
@@ -162,6 +162,6 @@ def spare(cluster: Cluster, open_to: np.ndarray) -> tuple[str, int] | None:
         for resident in cluster.residents[at].values():
             homes = cluster.homes(resident.model)
             settled = all(home.loaded and not home.leaving for home in homes.values())
-            if settled and total(homes) > cluster.policy.least.get(resident.model, 1):
+            if settled and resident.model not in unable and total(homes) > cluster.policy.least.get(resident.model, 1):
                 found.append((resident.last_used, resident.model, at))
     return min(found)[1:] if found else None

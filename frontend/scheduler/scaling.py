@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -90,13 +91,23 @@ class Scaler(Carrier):
     def make_way(self, open_to: np.ndarray) -> str:
         """The model that gives up an instance for somebody who needs memory on one of these devices; empty where none has one more
         than it must have."""
-        if (going := next((life.model for life in self.lives.values() if life.shrinking), "")) != "":
-            return going
-        found = replicas.spare(self.cluster, open_to)
-        if found is None or self.life(found[0]).work is not None:
+        # One that is just getting an instance will have it to give.
+        for life in self.lives.values():
+            if life.shrinking or (life.scaling and any(open_to[at] for at in self.cluster.homes(life.model))):
+                return life.model
+        if (found := replicas.spare(self.cluster, open_to, self._unable())) is None:
             return ""
         self._shrink(self.life(found[0]), found[1], "room")
         return found[0]
+
+    def _unable(self) -> frozenset[str]:
+        """Models that cannot give up an instance now."""
+        now = self.clock()
+        return frozenset(
+            life.model
+            for life in self.lives.values()
+            if life.work is not None or now < life.shrink_at or not self._machine.steady(life.model)
+        )
 
     def relieve(self, newest: str = "") -> None:
         """Evicts where models have come to hold more than there is, the least recently used first, ``newest`` last.
@@ -107,15 +118,37 @@ class Scaler(Carrier):
             if self.fits(at) or any(self.life(model).shrinking for model in there):
                 continue
             only = np.arange(len(self.cluster.devices)) == at
-            if (found := replicas.spare(self.cluster, only)) is not None:
-                if (life := self.life(found[0])).work is None:  # else at the next look
-                    self._shrink(life, at, "over budget")
+            if any(self.life(model).scaling for model in there):
+                continue  # it is looked at again when that has ended
+            if (found := replicas.spare(self.cluster, only, self._unable())) is not None:
+                self._shrink(self.life(found[0]), at, "over budget")
                 continue
-            loaded = [r for r in there.values() if r.loaded and r.model not in self.policy.pinned]
+            pinned = self.policy.pinned
+            loaded = [r for r in there.values() if r.loaded and r.model not in pinned]
             for resident in sorted(loaded, key=lambda r: (r.model == newest, r.last_used)):
-                if self.fits(at) or sum(not r.leaving for r in there.values()) < 2:
+                others = {r.model for r in there.values() if not r.leaving and r is not resident}
+                # Without others, or beside those that stay for ever, it is no use to unload what is just asked for.
+                if self.fits(at) or not others or (resident.model == newest and others <= pinned):
                     break
                 self.evict(resident.model, "over budget")
+
+    def never(self, ask: Ask) -> bool:
+        """Whether the models of one ask are too much for every device together."""
+        known = all(self.measured(model) for model in ask.models)
+        return len(ask.models) > 1 and known and sum(self.estimate(model) for model in ask.models) > self.all_mb
+
+    def base_mb(self, model: str, ask: Ask) -> int:
+        """What a model is given for an ask. One that nothing is known of is given no more than the others of the ask leave it."""
+        base = self.estimate(model, ask.edges.get(model, 0))
+        if self.measured(model):
+            return base
+        others = sum(self.estimate(each, ask.edges.get(each, 0)) for each in ask.models if each != model and self.measured(each))
+        return max(min(base, math.floor(self.all_mb - others)), 1)
+
+    @property
+    def all_mb(self) -> float:
+        """MB of all devices together, without their margins."""
+        return float(np.maximum(self.cluster.total - self.policy.margin_mb, 0.0).sum())
 
     def moving_beside(self, life: Life) -> str:
         """A model that comes or goes on the same device, where there is too little for all that may be held there now."""
@@ -203,6 +236,7 @@ class Scaler(Carrier):
                 log.error("an instance was not given back", extra={"model": life.model})
         except ForcegateError as error:
             self.tally.scalings["in failed"] += 1
+            life.shrink_at = self.clock() + FIRST_PAUSE
             log.error("an instance was not taken away", extra={"model": life.model, "detail": error.detail})
         else:
             for _ in range(count):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from forcefields.cost import Cost
-from forcegate.errors import ForcegateError
+from forcegate.errors import ForcegateError, ServerUnavailable
 from frontend.scheduler.device import Device
 from frontend.scheduler.follower import Follower
 from frontend.scheduler.footprint import Footprints
@@ -29,7 +29,7 @@ class Books:
     def __init__(self) -> None:
         self.there: dict[str, int] = {}
         self.work_mb = self.most = 0
-        self.scale_seconds = 0.002
+        self.load_seconds = self.scale_seconds = 0.002
         self.placed: dict[str, dict[str, int]] = {}
         self.unsteady: set[str] = set()
         self.loads: Counter[str] = Counter()
@@ -37,13 +37,14 @@ class Books:
         self.failing: dict[str, ForcegateError] = {}
         self.hanging: set[str] = set()
         self.keeping: set[str] = set()
+        self.clinging: set[str] = set()
         self.ended: list[str] = []
         self.in_use: Counter[str] = Counter()
 
     async def load(self, model: str, device: Device, dtype: str) -> None:  # noqa: ARG002
         self.loads[model] += 1
         self.there[model] = SIZE // 2
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(self.load_seconds)
         if model in self.hanging:
             await asyncio.sleep(60)
         if model in self.failing:
@@ -70,6 +71,8 @@ class Books:
         await asyncio.sleep(self.scale_seconds)
         if sum(wanted.values()) > sum(before.values()) and model in self.failing:
             raise self.failing[model]
+        if sum(wanted.values()) < sum(before.values()) and model in self.clinging:
+            raise ServerUnavailable("Triton does not answer.")
         self.placed[model], self.there[model] = wanted, SIZE * sum(wanted.values())
         self.count()
 

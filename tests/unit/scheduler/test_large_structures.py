@@ -186,3 +186,60 @@ def test_a_large_structure_waits_for_one_whose_model_is_on_its_way_out(play: Cal
         await coming
 
     assert play(steps).books.most <= BUDGET
+
+
+async def leaving(scene: Scene, newcomer: str, edges: int = 0, work_edges: int = 0) -> list[asyncio.Task[None]]:
+    """m0 evaluates something and is on its way out, since the newcomer has its place; m1 stays. The tasks of both."""
+    one, other = (await scene.follower())[0], (await scene.follower())[0]
+    for name in ("m0", "m1"):
+        await scene.use(one, name)
+    last = asyncio.create_task(scene.use(one, "m0", work=2.0, edges=work_edges))
+    await scene.use(one, "m1", work=0.7)  # both are told as used in the same moment, and the first name goes
+    coming = asyncio.create_task(scene.use(other, newcomer, edges=edges))
+    await asyncio.sleep(0.05)
+    assert scene.owner.life("m0").state == "leaving"
+    return [last, coming]
+
+
+def test_a_model_that_has_to_leave_itself_is_not_granted_meanwhile(play: Callable[..., Scene]) -> None:
+    async def steps(scene: Scene) -> None:
+        tasks = await leaving(scene, "m2", edges=40_000)
+        await scene.use((await scene.follower())[0], "m1", work=0.3, edges=30_000)
+        await asyncio.gather(*tasks)
+        assert scene.books.loads["m1"] == 2
+
+    assert play(steps).books.most <= BUDGET
+
+
+def test_nobody_is_promised_what_a_model_on_its_way_out_may_come_to_hold(play: Callable[..., Scene]) -> None:
+    async def steps(scene: Scene) -> None:
+        tasks = await leaving(scene, "m2", work_edges=30_000)
+        there = scene.owner.cluster.residents[0]
+        assert there["m2"].held_mb >= SIZE + 300
+        await asyncio.gather(*tasks)
+        assert there["m2"].held_mb == SIZE
+
+    assert play(steps).books.most <= BUDGET
+
+
+def test_two_models_whose_structures_do_not_fit_beside_each_other_come_all_the_same(play: Callable[..., Scene]) -> None:
+    """A model and its dispersion correction, which evaluate the same structure: each makes its passes as small as it must."""
+
+    async def steps(scene: Scene) -> None:
+        one = (await scene.follower())[0]
+        await scene.use(one, "m0", "m1", work=1.3, edges=60_000)  # in which uses are told twice
+        assert set(scene.books.there) == {"m0", "m1"}
+
+    assert play(steps).owner.tally.evictions == {}
+
+
+def test_beside_what_is_pinned_a_model_stays_for_its_own_large_structure(play: Callable[..., Scene]) -> None:
+    async def steps(scene: Scene) -> None:
+        one = (await scene.follower())[0]
+        await scene.use(one, "m0")
+        await scene.use(one, "m1")
+        await scene.use(one, "m1", edges=10**6)
+        assert scene.owner.estimate("m1", 10**6) == BUDGET - SIZE
+
+    policy = Policy(margin_mb=0, models_per_device=16, pinned=frozenset({"m0"}))
+    assert play(steps, policy=policy).owner.tally.evictions == {}

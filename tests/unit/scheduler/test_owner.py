@@ -292,3 +292,22 @@ def test_a_model_that_nobody_uses_makes_way_for_an_instance_on_its_device(
 
     policy = Policy(margin_mb=0, models_per_device=1, instances=2, replica_sustained_seconds=0.3, hold=0.0)
     assert play(steps, policy=policy, two=True).owner.tally.evictions == {"instance": 1}
+
+
+def test_a_load_that_ends_on_a_device_that_was_drained_meanwhile_does_not_stay(play: Callable[..., Scene]) -> None:
+    async def steps(scene: Scene) -> None:
+        one = (await scene.follower())[0]
+        scene.books.load_seconds = 0.3
+        coming = asyncio.create_task(scene.use(one, "m0"))
+        await asyncio.sleep(0.1)
+        first = scene.owner.life("m0").device
+        scene.owner.ward.of(first).drain("a person")
+        scene.owner.empty(first, "drain")
+        await coming
+        async with asyncio.timeout(5):
+            while scene.books.there:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await scene.use(one, "m0")
+        assert scene.owner.life("m0").device != first
+
+    play(steps, two=True)

@@ -114,6 +114,9 @@ def test_what_nobody_uses_makes_way_on_another_device_and_nothing_else() -> None
     assert change(model="pinned") == Change()
     assert change(slots=2) == Change(), "its instances go by themselves"
     assert change(leaving=True, loaded=False) == Change(), "it goes already"
+    there = cluster((0, 1, 300))
+    there.put(Resident("other", 800, 0.0, leaving=True), 1)
+    assert replicas.decide("m", 300, history, there, now) == Change(), "there will be room on another device in a moment"
 
 
 def test_a_profile_asks_for_devices_apart_and_a_load_for_any() -> None:
@@ -217,6 +220,17 @@ def test_an_instance_goes_before_any_model_when_somebody_needs_its_memory(play: 
     assert scene.owner.tally.scalings["in room"] == 1
     assert scene.owner.tally.evictions == {}
     assert scene.books.most <= BUDGET
+
+
+def test_an_instance_that_cannot_be_taken_away_keeps_nobody_waiting(play: Callable[..., Scene]) -> None:
+    async def then(scene: Scene) -> None:
+        other = (await scene.follower())[0]
+        await scene.use(other, "m1")
+        scene.books.clinging.add("m0")
+        await scene.use(other, "m2")
+
+    scene = play(loaded(then), policy=replace(POLICY_OF_SCENE, replica_idle_seconds=60.0))
+    assert scene.owner.tally.scalings["in failed"] == 1, "it is not tried again and again"
 
 
 def test_a_model_with_two_instances_leaves_whole_and_comes_back_as_one(play: Callable[..., Scene]) -> None:
