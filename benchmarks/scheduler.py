@@ -12,6 +12,7 @@ import json
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,11 @@ def summary(made: Scenario, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def in_order(means: Sequence[float]) -> bool:
+    """Whether mean waits do not fall from one priority to the next lower one, but by noise."""
+    return all(one <= NOISE * other for one, other in itertools.pairwise(means))
+
+
 def starvation_bound(made: Scenario) -> float:
     """The longest that a task may wait, in s: until it has come to the highest priority, and then for what was there before it."""
     return (len(PRIORITIES) - 1) * Policy().ageing_seconds + backlog_seconds(made)
@@ -145,7 +151,7 @@ def failures(result: dict[str, Any]) -> list[str]:
         "a device held more than it may, or a model was unloaded with work in flight": not run["violations"],
         f"throughput is below {LEAST_THROUGHPUT} of the bound": run["throughput_over_fluid_bound"] >= LEAST_THROUGHPUT,
         "a task waited for too long": run["longest_wait_seconds"] <= run["longest_wait_bound_seconds"],
-        "a lower priority waited less than a higher one": all(one <= NOISE * other for one, other in itertools.pairwise(means)),
+        "a lower priority waited less than a higher one": in_order(means),
         f"a decision takes more than {DECISION_MS} ms at p99": times["p99_ms"] < DECISION_MS,
     }
     return [what for what, holds in checks.items() if not holds]

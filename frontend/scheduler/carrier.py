@@ -10,8 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-import numpy as np
-
 from forcefields.cost import Cost
 from forcegate.errors import ForcegateError, ModelNotReady
 from frontend.scheduler.cluster import Cluster
@@ -125,15 +123,6 @@ class Carrier(ABC):
     def refuse(self, model: str) -> None:
         """A load has failed: those who wait for it are told."""
 
-    def most_mb(self, model: str) -> int:
-        """MB that a model can ever be given: the most that any of its devices has without the margin and what is pinned there."""
-        cluster = self.cluster
-        given = np.where(cluster.allowed(model), cluster.total - self.policy.margin_mb, 0.0)
-        for other in self.policy.pinned - {model}:
-            for at, resident in cluster.homes(other).items():
-                given[at] -= resident.base_mb
-        return math.floor(float(given.max(initial=0.0)))
-
     @abstractmethod
     def departed(self, model: str) -> None:
         """A model is gone, and its memory with it."""
@@ -240,7 +229,11 @@ class Carrier(ABC):
 
     def measured(self, model: str) -> bool:
         """Whether the model has been loaded here before, so that its size is known."""
-        return bool(self.cluster.devices) and model in self._footprints.measured(self.cluster.devices[0].kind)
+        return self._footprints.knows(model, self._kind)
+
+    @property
+    def _kind(self) -> str:
+        return self.cluster.devices[0].kind if self.cluster.devices else "cpu"
 
     def estimate(self, model: str, edges: int = 0) -> int:
         """MB that one instance of the model is expected to hold while it evaluates structures of up to ``edges`` pairs.
@@ -248,19 +241,19 @@ class Carrier(ABC):
         One that was never measured gets what its family's largest holds, and never more than a device has: it is loaded into an
         empty one then, and measured.
         """
-        kind = self.cluster.devices[0].kind if self.cluster.devices else "cpu"
-        measured = self._footprints.measured(kind)
-        if model in measured:
+        kind = self._kind
+        if self.measured(model):
             return self._need(model, kind, 0, edges)
+        most = math.floor(self.cluster.most_mb(model))
         family = self._machine.family(model)
-        kin = [mb for name, mb in measured.items() if self._machine.family(name) == family]
-        most = self.most_mb(model)
+        kin = [mb for name, mb in self._footprints.measured(kind).items() if self._machine.family(name) == family]
         idle = max(kin) if kin else max(min(BASE_MB, most), 1)
         work = self._footprints.work_mb(model, kind, edges, self._machine.cost(model)) if edges else 0
         return max(idle, min(idle + work, most))
 
     def _need(self, model: str, kind: str, held: int, edges: int) -> int:
-        return self._footprints.need_mb(model, kind, held, self.most_mb(model), edges, self._machine.cost(model) if edges else None)
+        most, cost = math.floor(self.cluster.most_mb(model)), self._machine.cost(model) if edges else None
+        return self._footprints.need_mb(model, kind, held, most, edges, cost)
 
     def measure(self, life: Life) -> None:
         """Takes what the model holds now into its footprint and into the plan."""

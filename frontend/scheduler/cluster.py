@@ -134,13 +134,33 @@ class Cluster:
             self._masks[model] = mask
         return mask
 
+    @property
+    def limit(self) -> np.ndarray:
+        """MB of each device that may be given away in all."""
+        return self.total - self.policy.margin_mb
+
+    def limit_at(self, at: int) -> float:
+        """The same for one device."""
+        return float(self.total[at]) - self.policy.margin_mb
+
+    def most_mb(self, model: str) -> float:
+        """MB that a model could ever be given: the most that any device that it may use has beside what is pinned there.
+
+        What other programs hold may come back, so that it does not count.
+        """
+        given = np.where(self.allowed(model), self.limit, 0.0)
+        for other in self.policy.pinned - {model}:
+            for at, resident in self.homes(other).items():
+                given[at] -= resident.base_mb
+        return float(given.max(initial=0.0))
+
     def room(self) -> np.ndarray:
         """MB that may still be given away on each device."""
-        return self.total - self.policy.margin_mb - np.maximum(self.held, self.measured)
+        return self.limit - np.maximum(self.held, self.measured)
 
     def room_at(self, at: int) -> float:
         """The same for one device."""
-        return float(self.total[at] - self.policy.margin_mb - max(self.held[at], self.measured[at]))
+        return self.limit_at(at) - float(max(self.held[at], self.measured[at]))
 
     def balance(self, now: float, need_mb: float) -> np.ndarray:
         """How well each device suits, from 0 to 100: free memory 40, utilization 30, temperature 20, time idle 10."""
@@ -214,9 +234,9 @@ class Cluster:
     def used(self, model: str, at: int, now: float) -> None:
         """Somebody has used the model a moment ago."""
         self.residents[at][model].last_used = now
+        self._recount(at)
         if not self.busy[at]:
             self.idle_since[at] = now
-        self._recount(at)
 
     def start(self, model: str, at: int, work_mb: int, now: float) -> None:
         """Work begins."""
@@ -233,10 +253,7 @@ class Cluster:
             return
         resident.in_flight -= 1
         resident.work_mb -= work_mb
-        resident.last_used = now
-        self._recount(at)
-        if not self.busy[at]:
-            self.idle_since[at] = now
+        self.used(model, at, now)
 
     def depart(self, model: str, at: int) -> None:
         """The model is on its way out: what it holds is not free yet, and it makes no room for anybody else."""

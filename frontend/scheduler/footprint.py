@@ -87,6 +87,11 @@ class Footprints:
         """MB of the loaded model, idle."""
         return self.of(model, kind).base_mb or BASE_MB
 
+    def knows(self, model: str, kind: str) -> bool:
+        """Whether the base of a model was measured on a kind of device."""
+        known = self._known.get(f"{model} on {kind}")
+        return known is not None and known.base_mb > 0
+
     def measured(self, kind: str) -> dict[str, int]:
         """The bases that were measured on a kind of device, by model."""
         ending = f" on {kind}"

@@ -112,7 +112,7 @@ def _use(demand: Demand, cluster: Cluster, homes: Mapping[int, Resident], now: f
         elif resident.in_flight >= resident.slots:
             blocked.append(f"{device}: all {resident.slots} instances are busy.")
         elif (room := cluster.room_at(at)) < demand.work_mb:
-            if cluster.total[at] - cluster.policy.margin_mb - resident.base_mb >= demand.work_mb:
+            if cluster.limit_at(at) - resident.base_mb >= demand.work_mb:
                 blocked.append(f"{device}: the work needs {demand.work_mb} MB, and {max(room, 0):.0f} MB are free.")
         elif (score := AFFINITY["use"] + cluster.balance_at(at, now, demand.work_mb)) > best_score:
             best, best_score = at, score
@@ -147,17 +147,12 @@ def _evict(demand: Demand, cluster: Cluster, open_to: np.ndarray, now: float) ->
 def _neither(demand: Demand, cluster: Cluster, open_to: np.ndarray) -> Decision:
     """Whether waiting helps: on some device there is enough for it once everything that may be evicted is gone."""
     allowed = cluster.allowed(demand.model)
-    pinned = np.zeros(len(cluster.devices))
-    for model in cluster.policy.pinned - {demand.model}:
-        for at, resident in cluster.homes(model).items():
-            pinned[at] += resident.base_mb
-    # What other programs hold may come back, so that only an empty device that is too small is a reason to give up.
-    largest = np.where(allowed, cluster.total - cluster.policy.margin_mb - pinned, 0.0).max(initial=0.0)
+    largest = cluster.most_mb(demand.model)
     if largest < demand.need_mb:
         spare = int(max(largest - demand.base_mb, 0))
         return Decision(
             "refuse",
-            reasons=(f"it needs {demand.need_mb} MB, and no device can ever give it more than {max(largest, 0):.0f} MB",),
+            reasons=(f"it needs {demand.need_mb} MB, and no device can ever give it more than {largest:.0f} MB",),
             largest_mb=spare,
         )
     faulty = [f"{cluster.devices[at].id}: {cluster.fault(at)}" for at in np.flatnonzero(allowed & ~cluster.usable)[:3]]

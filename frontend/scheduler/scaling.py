@@ -80,9 +80,7 @@ class Scaler(Carrier):
         change = replicas.decide(life.model, self.estimate(life.model, life.edges), life.history, self.cluster, now, may_grow)
         for unused in change.unused:  # when they are gone there is room, for this one or for whoever asks meanwhile
             self.evict(unused, "instance")
-        if change.unused:
-            return True
-        if change.action == "out":
+        if change.action == "out" and not change.unused:
             self._grow(life, change.at, change.reason)
         elif change.action == "in":
             self._shrink(life, change.at, change.reason)
@@ -115,11 +113,9 @@ class Scaler(Carrier):
         Before any model, an instance goes that its model does not need.
         """
         for at, there in enumerate(self.cluster.residents):
-            if self.fits(at) or any(self.life(model).shrinking for model in there):
-                continue
-            only = np.arange(len(self.cluster.devices)) == at
-            if any(self.life(model).scaling for model in there):
+            if self.fits(at) or any(self.life(model).scaling for model in there):
                 continue  # it is looked at again when that has ended
+            only = np.arange(len(self.cluster.devices)) == at
             if (found := replicas.spare(self.cluster, only, self._unable())) is not None:
                 self._shrink(self.life(found[0]), at, "over budget")
                 continue
@@ -148,7 +144,7 @@ class Scaler(Carrier):
     @property
     def all_mb(self) -> float:
         """MB of all devices together, without their margins."""
-        return float(np.maximum(self.cluster.total - self.policy.margin_mb, 0.0).sum())
+        return float(np.maximum(self.cluster.limit, 0.0).sum())
 
     def moving_beside(self, life: Life) -> str:
         """A model that comes or goes on the same device, where there is too little for all that may be held there now."""
@@ -159,7 +155,7 @@ class Scaler(Carrier):
             may = sum(
                 there[each.model].held_mb if each.model in there else each.going[device] for each in beside if not each.behind
             )
-            if may > float(self.cluster.total[at] - self.policy.margin_mb):
+            if may > self.cluster.limit_at(at):
                 moving = [each.model for each in beside if each.work is not None or each.residency.state == "leaving"]
                 if moving:
                     return moving[0]
@@ -173,7 +169,7 @@ class Scaler(Carrier):
     def fits(self, at: int) -> bool:
         """Whether what stays on a device is no more than it has; what is on its way out is as good as gone."""
         staying = sum(r.held_mb for r in self.cluster.residents[at].values() if not r.leaving)
-        return float(self.cluster.total[at] - self.policy.margin_mb) >= staying
+        return self.cluster.limit_at(at) >= staying
 
     # What is done.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,16 @@ SIZE, BUDGET = 300, 1000
 EDGES_PER_MB = 100
 COST = Cost(seconds_per_pass=1e-3, seconds_per_atom=1e-5, seconds_per_edge=1e-7, bytes_per_edge=2**20 / EDGES_PER_MB, edges=10**6)
 NAMES = [f"m{k}" for k in range(8)]
+
+
+REPLICAS = Policy(margin_mb=0, models_per_device=16, instances=2, replica_sustained_seconds=0.3, hold=0.0)
+
+
+async def becomes(condition: Callable[[], bool]) -> None:
+    """Returns when the condition has come true."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 class Books:

@@ -8,9 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from frontend.scheduler.policy import Policy
-from tests.unit.scheduler.scene import BUDGET, NAMES, SIZE, Scene
-
-REPLICAS = Policy(margin_mb=0, models_per_device=16, instances=2, replica_sustained_seconds=0.3, hold=0.0)
+from tests.unit.scheduler.scene import BUDGET, NAMES, REPLICAS, SIZE, Scene, becomes
 
 
 def test_a_large_structure_gets_its_memory_before_its_model_is_loaded(play: Callable[..., Scene]) -> None:
@@ -61,9 +59,7 @@ def test_a_larger_structure_than_before_makes_others_leave_and_smaller_ones_do_n
 
 async def room_is_given_back(scene: Scene) -> None:
     """Returns when nothing is kept for m0 but what it holds."""
-    async with asyncio.timeout(10):
-        while scene.owner.cluster.residents[0]["m0"].held_mb > SIZE:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+    await becomes(lambda: scene.owner.cluster.residents[0]["m0"].held_mb <= SIZE)
 
 
 def test_the_room_for_a_large_structure_is_given_back_after_a_while(

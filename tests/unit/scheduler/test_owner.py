@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from frontend.scheduler.follower import Follower
 from frontend.scheduler.footprint import Footprints
 from frontend.scheduler.policy import Policy
 from frontend.supervisor.overview import overview
-from tests.unit.scheduler.scene import BUDGET, NAMES, SIZE, Scene
+from tests.unit.scheduler.scene import BUDGET, NAMES, REPLICAS, SIZE, Scene, becomes
 
 
 def test_a_random_stream_over_eight_models_in_the_memory_of_three(play: Callable[..., Scene]) -> None:
@@ -231,18 +232,16 @@ def test_work_under_way_is_told_by_device_until_its_client_ends(play: Callable[.
     async def steps(scene: Scene) -> None:
         (one, _), (other, connection) = await scene.follower(), await scene.follower()
 
-        async def becomes(count: int) -> None:
-            async with asyncio.timeout(5):
-                while overview(scene.owner, True, 60.0)["devices"][0]["in_flight"] != count:  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
+        async def told(count: int) -> None:
+            await becomes(lambda: overview(scene.owner, True, 60.0)["devices"][0]["in_flight"] == count)
 
         works = [asyncio.create_task(scene.use(one, "m0", work=2.0)) for _ in range(3)]
         long = asyncio.create_task(scene.use(other, "m1", work=60.0))
-        await becomes(4)
+        await told(4)
         connection.cancel()
-        await becomes(3)
+        await told(3)
         await asyncio.gather(*works)
-        await becomes(0)
+        await told(0)
         long.cancel()
 
     play(steps)
@@ -259,17 +258,14 @@ def test_a_model_that_nobody_uses_goes_before_an_instance_of_one_in_use(
         one.waiting = lambda: {"m0": 30.0}
         work = asyncio.create_task(scene.use(one, "m0", work=2.5))
         life = scene.owner.life("m0")
-        async with asyncio.timeout(10):
-            while life.instances != {"cpu": 2} or life.scaling:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await becomes(lambda: life.instances == {"cpu": 2} and not life.scaling)
         one.waiting = dict
         await asyncio.sleep(0.8)
         await scene.use(other, "m2", priority=2)
         assert (set(scene.books.there), life.instances) == ({"m0", "m2"}, {"cpu": 2})
         await work
 
-    policy = Policy(margin_mb=0, models_per_device=16, instances=2, replica_sustained_seconds=0.3, hold=0.0)
-    assert play(steps, policy=policy).books.most <= BUDGET
+    assert play(steps, policy=REPLICAS).books.most <= BUDGET
 
 
 def test_a_model_that_nobody_uses_makes_way_for_an_instance_on_its_device(
@@ -284,14 +280,11 @@ def test_a_model_that_nobody_uses_makes_way_for_an_instance_on_its_device(
         one.waiting = lambda: {"m0": 30.0}
         work = asyncio.create_task(scene.use(one, "m0", work=2.5))
         life = scene.owner.life("m0")
-        async with asyncio.timeout(10):
-            while len(life.instances) < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await becomes(lambda: len(life.instances) == 2)
         assert scene.owner.life("m1").state == "evicted"
         await work
 
-    policy = Policy(margin_mb=0, models_per_device=1, instances=2, replica_sustained_seconds=0.3, hold=0.0)
-    assert play(steps, policy=policy, two=True).owner.tally.evictions == {"instance": 1}
+    assert play(steps, policy=replace(REPLICAS, models_per_device=1), two=True).owner.tally.evictions == {"instance": 1}
 
 
 def test_a_load_that_ends_on_a_device_that_was_drained_meanwhile_does_not_stay(play: Callable[..., Scene]) -> None:
@@ -304,9 +297,7 @@ def test_a_load_that_ends_on_a_device_that_was_drained_meanwhile_does_not_stay(p
         scene.owner.ward.of(first).drain("a person")
         scene.owner.empty(first, "drain")
         await coming
-        async with asyncio.timeout(5):
-            while scene.books.there:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await becomes(lambda: not scene.books.there)
         await scene.use(one, "m0")
         assert scene.owner.life("m0").device != first
 

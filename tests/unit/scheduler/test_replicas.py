@@ -21,7 +21,7 @@ from frontend.scheduler.policy import Policy
 from frontend.scheduler.replicas import Change, History, Seen
 from frontend.supervisor.rates import HOLD_SECONDS, Rates
 from frontend.triton.control import Answers
-from tests.unit.scheduler.scene import BUDGET, SIZE, Scene
+from tests.unit.scheduler.scene import BUDGET, REPLICAS, SIZE, Scene, becomes
 
 POLICY = Policy(margin_mb=0, models_per_device=2, instances=3)
 LOADED = Seen(wait=10.0, busy=1.0)
@@ -163,15 +163,7 @@ def test_waits_and_work_are_what_changed_between_two_looks() -> None:
     assert rates.look({"m": Answers(1, 0, 10**6, 10**6)}, later + 1) == {}, "it has been loaded again"
 
 
-POLICY_OF_SCENE = Policy(
-    margin_mb=0, models_per_device=16, instances=2, replica_sustained_seconds=0.3, replica_idle_seconds=0.5, hold=0.0
-)
-
-
-async def becomes(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+POLICY_OF_SCENE = replace(REPLICAS, replica_idle_seconds=0.5)
 
 
 def loaded(then: Callable[[Scene], Awaitable[None]]) -> Callable[[Scene], Awaitable[None]]:
