@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 
 Vector = Sequence[float]
+MIN_HEIGHT = 0.2
+"""A. A periodic cell whose opposite faces are nearer than this is flat: each atom would nearly coincide with its own image."""
 
 
 def cross(a: Vector, b: Vector) -> Vector:
@@ -29,3 +31,8 @@ def lowest_height(vectors: Sequence[Vector]) -> float:
     first, second, third = vectors
     largest = max(math.hypot(*face) for face in (cross(first, second), cross(second, third), cross(third, first)))
     return abs(volume(vectors)) / largest if largest > 0 else 0.0
+
+
+def is_flat(vectors: Sequence[Vector]) -> bool:
+    """Whether a cell with these periodic vectors, none to three in A, is refused as flat."""
+    return len(vectors) > 0 and lowest_height(vectors) < MIN_HEIGHT

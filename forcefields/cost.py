@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from forcefields.cells import volume
+from forcefields.cells import is_flat, volume
 from forcegate.structure import Structure
 
 SPHERE = 4.0 / 3.0 * math.pi
@@ -78,6 +78,6 @@ def largest_edges(structures: Iterable[Structure], cutoff: float) -> int:
 
 def _edges(structure: Structure, cutoff: float) -> int:
     try:
-        return estimated_edges(structure, cutoff)
+        return 0 if is_flat(structure.cell[structure.pbc].tolist()) else estimated_edges(structure, cutoff)
     except (ArithmeticError, ValueError):  # coordinates that are not finite
         return 0

@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 
 from forcefields.base import Normalised, Result
 from forcefields.catalogue import Variant
-from forcefields.cells import lowest_height, volume
+from forcefields.cells import MIN_HEIGHT, is_flat, volume
 from forcefields.neighbours import Neighbours, closest_pair
 from forcegate.errors import (
     ChargeNotSupported,
@@ -34,9 +34,6 @@ from forcegate.structure import Structure
 
 MIN_DISTANCE = 0.1
 """A. Nearer atoms are a mistake in the file: no force field means anything there, and several answer NaN."""
-
-MIN_HEIGHT = 0.2
-"""A. A periodic cell whose opposite faces are nearer than this is flat: each atom would nearly coincide with its own image."""
 
 VACUUM_MARGIN = 1.0
 """A. What the vacuum is wider than the cutoff, so that rounding never makes an edge across it."""
@@ -150,7 +147,7 @@ def _cell(structure: Structure) -> None:
     if lengths.min() < MIN_HEIGHT:
         axis = np.flatnonzero(structure.pbc)[int(np.argmin(lengths))]
         raise InvalidCell(f"The structure is periodic along lattice vector {axis + 1}, which is {lengths.min():g} A long.")
-    if lowest_height(vectors.tolist()) < MIN_HEIGHT:
+    if is_flat(vectors.tolist()):
         raise InvalidCell("The periodic lattice vectors are not independent: they lie in one plane or on one line.")
 
 

@@ -124,6 +124,14 @@ def test_a_thousand_malformed_bodies(service: RunningService, gateway: httpx.Cli
     assert good.status_code == 200, good.text
 
 
+@pytest.mark.parametrize("length", [2.2e-16, 1e-6, 0.1])
+def test_a_cell_without_height_is_invalid_and_not_too_much_work(gateway: httpx.Client, length: float) -> None:
+    atoms = GOOD["atoms"] | {"cell": [length, 20.0, 20.0], "pbc": True}
+    response = gateway.post("/api/v1/single_point", json=GOOD | {"atoms": atoms})
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_cell")
+    assert not response.json()["retryable"]
+
+
 def test_large_bodies_leave_no_memory_behind(service: RunningService, gateway: httpx.Client) -> None:
     atoms = {"numbers": [18] * 400_000, "positions": [[1.5, 2.5, 3.5]] * 400_000}
     body = orjson.dumps({"model_name": "lj-argon", "atoms": atoms})

@@ -145,3 +145,17 @@ def test_a_structure_that_is_not_finite_counts_as_having_no_pairs() -> None:
         estimated_edges(bad, 5.0)
     assert largest_edges((bad,), 5.0) == 0
     assert largest_edges((bad, good), 5.0) == estimated_edges(good, 5.0) > 0
+
+
+@pytest.mark.parametrize(
+    ("cell", "pbc"),
+    [
+        ([2.2e-16, 20, 20], True),
+        ([[20, 0, 0], [0, 20, 0], [20, 20, 0.01]], True),
+        ([0.1, 20, 0], (True, True, False)),
+        ([1e-9, 0, 0], (True, False, False)),
+    ],
+)
+def test_so_does_one_with_a_flat_cell_which_would_have_more_than_any_machine_can_evaluate(cell: object, pbc: object) -> None:
+    flat = from_atoms(Atoms("Ar2", positions=[(0, 0, 0), (0, 0, 3.8)], cell=cell, pbc=pbc))
+    assert largest_edges((flat,), 8.5) == 0

@@ -11,8 +11,9 @@ from ase.neighborlist import primitive_neighbor_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forcefields.cells import MIN_HEIGHT
 from forcefields.neighbours import closest_pair, neighbour_images, neighbour_pairs
-from forcefields.runtime.physics import MIN_HEIGHT, VACUUM_MARGIN, normalise
+from forcefields.runtime.physics import VACUUM_MARGIN, normalise
 from forcegate.structure import Structure
 
 CUTOFF = 4.0
