@@ -77,7 +77,8 @@ class MatGL(ForceField):
         first, second, images, _ = neighbour_images(structure, self.cutoff)
         data = Data(
             num_nodes=len(structure),
-            edge_index=torch.from_numpy(np.stack([first, second])),
+            # As the package's own converter has them. With int64 torch 2.13 sums messages by another way, five times slower on them.
+            edge_index=torch.from_numpy(np.stack([first, second]).astype(np.int32)),
             pbc_offset=torch.from_numpy(images).float(),
             node_type=torch.from_numpy(self._type_of[structure.numbers]),
             frac_coords=torch.from_numpy(structure.positions @ np.linalg.inv(structure.cell)).float(),

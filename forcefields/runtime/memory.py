@@ -28,6 +28,7 @@ class Memory:
     def __init__(self, path: Path, device: str) -> None:
         self._path, self._device = path, device
         self._torch: Any = sys.modules.get("torch") if device.startswith("cuda") else None
+        self._status = os.open(STATUS, os.O_RDONLY)
         self._base = self._before = self._highest()
         self._peaks: dict[int, tuple[int, float]] = {}
         self._ran_out: dict[int, tuple[int, int]] = {}
@@ -36,12 +37,11 @@ class Memory:
         """A call begins."""
         if self._torch is not None:
             self._torch.cuda.reset_peak_memory_stats(self._device)
-        self._before = self._highest()
 
     def peak_mb(self) -> float:
         """MB of 2^20 bytes that the call took above what the loaded model holds; 0 where that cannot be told."""
-        highest = self._highest()
-        return max(highest - self._base, 0.0) if self._torch is not None or highest > self._before else 0.0
+        before, self._before = self._before, self._highest()
+        return max(self._before - self._base, 0.0) if self._torch is not None or self._before > before else 0.0
 
     def observe(self, reports: Sequence[Report]) -> None:
         """Takes what some calls have shown into the file, where it is news."""
@@ -61,4 +61,5 @@ class Memory:
         if self._torch is not None:
             return float(self._torch.cuda.max_memory_allocated(self._device)) / MB
         # Not ru_maxrss: that of a program begins with what the process that started it once held.
-        return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")) / 1024
+        _, _, found = os.pread(self._status, 4096, 0).partition(b"VmHWM:")
+        return int(found.split(None, 1)[0]) / 1024

@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,24 @@ def leftovers(folder: Path) -> dict[str, float]:
     left = tiny.force_field._potential.model.feature_dict  # type: ignore[attr-defined]
     energies = [job.result.energy for job in tiny.evaluate([from_atoms(cases.salt())], outputs=frozenset({"energy"})) if job.result]
     again = [job.result.energy for job in tiny.evaluate([from_atoms(cases.salt())]) if job.result]
-    return {"features left": len(left), "energy alone": float(np.abs(np.subtract(energies, again)).max())}
+    return {
+        "features left": len(left),
+        "energy alone": float(np.abs(np.subtract(energies, again)).max()),
+        "other types": other_types(tiny.force_field),
+    }
+
+
+def other_types(force_field: Any) -> int:
+    """Tensors of a graph whose type is not that of the package's own converter."""
+    from matgl.ext.ase import Atoms2Graph
+
+    from forcefields.runtime.physics import normalise
+    from forcegate.structure import from_atoms
+    from tests.conformance import cases
+
+    ours = force_field.graph(normalise(from_atoms(cases.salt()), force_field.cutoff), "").payload
+    theirs, *_ = Atoms2Graph(force_field._potential.model.element_types, force_field.cutoff).get_graph(cases.salt())
+    return sum(ours[name].dtype != theirs[name].dtype for name in ("edge_index", "pbc_offset", "node_type", "frac_coords"))
 
 
 if __name__ == "__main__":

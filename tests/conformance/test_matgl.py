@@ -73,6 +73,11 @@ def test_nothing_stays_behind(traps: dict[str, float]) -> None:
     assert traps["energy alone"] < 1e-4
 
 
+def test_graphs_have_the_types_of_the_package(traps: dict[str, float]) -> None:
+    """With indices of 64 bits TensorNet was right, and slower by a quarter."""
+    assert traps["other types"] == 0
+
+
 def test_magnetic_moments(tiny: dict[str, Tiny]) -> None:
     magmoms = tiny["tiny-matgl-chgnet"].answers["SrTiO3/served"]["magmoms"]
     assert magmoms.shape == (5,)
