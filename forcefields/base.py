@@ -76,6 +76,8 @@ class ForceField(ABC):
     """Whether ``load_with_cuequivariance`` is there."""
     takes_compile: ClassVar[bool] = False
     """Whether ``compile`` is there."""
+    pads: ClassVar[bool] = False
+    """Whether a pass is computed in one of a few sizes, which ``padded`` tells; the runtime then fills them."""
     elements: tuple[int, ...]
     """Atomic numbers that this checkpoint knows; the runtime compares them with the catalogue on load."""
 
@@ -99,6 +101,10 @@ class ForceField(ABC):
     @abstractmethod
     def graph(self, structure: Normalised, head: str) -> Graph:
         """Builds the graph of one structure; ``head`` is empty for a model without heads."""
+
+    def padded(self, atoms: int, edges: int) -> tuple[int, int]:
+        """Atoms and directed pairs that a pass over so many computes, padding included. Asked often, so it has to be fast."""
+        return atoms, edges
 
     @abstractmethod
     def evaluate(self, graphs: Sequence[Graph], outputs: frozenset[str]) -> list[Result]:

@@ -25,6 +25,8 @@ TITLE = (
     "Throughput of 32 gRPC clients over in process, as ratios (aims: 0.95 of the best in process, and never under ASE one by one)"
 )
 CLIENTS = 32
+LEAST = 2 * CLIENTS
+"""Structures in the shortest served run."""
 PACK_ATOMS = (32, 64, 128, 256, 512)
 """Atoms in one forward pass that the in-process evaluation is tried with; it is then measured with the best of them."""
 CELLS = (8, 32)
@@ -43,13 +45,14 @@ class Effort:
         served: structures in one served run; the 32 clients have them all in flight at least twice.
         alone: structures in one in-process run.
         one_by_one: structures in one run of the package's calculator.
-        rounds: how often all of them take turns.
+        rounds: how often all of them take turns; half as often for a model whose served runs are long, since no fewer structures
+            than 64 show how batches form.
     """
 
     served: int = 96
     alone: int = 32
     one_by_one: int = 16
-    rounds: int = 4
+    rounds: int = 8
     pack_atoms: tuple[int, ...] = PACK_ATOMS
 
     def __post_init__(self) -> None:
@@ -64,7 +67,8 @@ class Effort:
         def whole(least: int, most: int) -> int:
             return max(least, min(most, each * round(rate * seconds / each)))
 
-        return replace(self, served=whole(64, 4096), alone=whole(32, 512), one_by_one=whole(8, 64))
+        rounds = self.rounds if rate * seconds >= LEAST else max(2, self.rounds // 2)
+        return replace(self, served=whole(LEAST, 4096), alone=whole(32, 512), one_by_one=whole(8, 64), rounds=rounds)
 
 
 def measure(plan: Plan) -> list[dict[str, Any]]:
@@ -86,7 +90,7 @@ def _model(plan: Plan, model: str) -> list[dict[str, Any]]:
         seconds = float(loading(settings, model)["seconds"])
         with Worker(model, settings) as worker:
             for atoms in CELLS[:1] if plan.quick else CELLS:
-                row = compare(settings, worker, model, atoms, Effort(rounds=2 if plan.quick else 4), plan.seconds(8.0, 2.0))
+                row = compare(settings, worker, model, atoms, Effort(rounds=2 if plan.quick else 8), plan.seconds(4.0, 2.0))
                 resident = Processes.of(settings).memory().get(model, 0.0)
                 rows.append(row | {"load_seconds": seconds, "resident_mb": resident})
     return rows

@@ -56,6 +56,8 @@ class _Bonds:
 class Grace(ForceField):
     """A GRACE SavedModel, one or more layers, local or semi-local."""
 
+    pads = True
+
     def __init__(
         self, model: Any, tensorflow: Any, place: str, symbols: Sequence[str], cutoffs: np.ndarray, full: int, memory: Path
     ) -> None:
@@ -105,6 +107,10 @@ class Grace(ForceField):
             first, second, vectors = first[near], second[near], vectors[near]
         bonds = _Bonds(species, first.astype(np.int32), second.astype(np.int32), vectors, abs(np.linalg.det(structure.cell)))
         return Graph(bonds, len(structure), len(first))
+
+    def padded(self, atoms: int, edges: int) -> tuple[int, int]:
+        """The shape at hand for them."""
+        return self.shapes.at_hand(Shape(atoms, edges))
 
     def evaluate(self, graphs: Sequence[Graph], outputs: frozenset[str]) -> list[Result]:
         """One pass over all bonds, summed up per structure."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,13 +47,13 @@ class Ladder:
     """Shapes on a ladder of geometric steps: which of them are compiled, and when another one is worth it.
 
     Attributes:
-        compiled: those that an evaluation has gone through.
+        compiled: those that an evaluation has gone through, the cheapest first.
         compile_seconds: what compiling takes, the mean of what was seen.
         seconds_per_cost: what a bond takes in a forward pass, from the pass last seen.
     """
 
     def __init__(self) -> None:
-        self.compiled: set[Shape] = set()
+        self.compiled: list[Shape] = []
         self.compile_seconds = 0.0
         self.seconds_per_cost = 0.0
         self._compilations = 0
@@ -61,8 +62,7 @@ class Ladder:
 
     def fitting(self, needed: Shape) -> Shape:
         """A shape that holds ``needed``: the closest, or a compiled one as long as it has not cost more than compiling would."""
-        closest = rung(needed)
-        found = min((shape for shape in self.compiled if shape.holds(needed)), key=lambda shape: shape.cost, default=closest)
+        closest, found = rung(needed), self.at_hand(needed)
         if found.cost > WASTE * closest.cost:
             self._wasted[closest] += (found.cost - closest.cost) * self.seconds_per_cost
             if self._wasted[closest] >= self.compile_seconds:
@@ -70,12 +70,16 @@ class Ladder:
         self._uses[found] += 1
         return found
 
+    def at_hand(self, needed: Shape) -> Shape:
+        """The cheapest compiled shape that holds ``needed``, or the closest where none does. Nothing is counted."""
+        return next((shape for shape in self.compiled if shape.holds(needed)), None) or rung(needed)
+
     def took(self, shape: Shape, seconds: float) -> None:
         """Learns from an evaluation; the seconds of the first one with a shape are taken for the compiler's."""
         if shape in self.compiled:
             self.seconds_per_cost = seconds / shape.cost
             return
-        self.compiled.add(shape)
+        insort(self.compiled, shape, key=lambda known: known.cost)
         self._compilations += 1
         self.compile_seconds += (seconds - self.compile_seconds) / self._compilations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -25,17 +26,22 @@ class PassSize:
         full: the sum at which it closes, in the unit of the next two: seconds where the model has been calibrated, else atoms.
         per_atom, per_edge: what an atom and a directed neighbour pair add to it.
         edges: directed neighbour pairs that fit into the memory of one pass.
+        per_pass: what a pass takes besides, in the same unit.
     """
 
     full: float
     per_atom: float = 1.0
     per_edge: float = 0.0
     edges: int = 2**62
+    per_pass: float = 0.0
 
     def of(self, job: Job) -> float:
         """What a job adds."""
         return self.per_atom * job.atoms + self.per_edge * job.edges
 
+
+LARGEST = 3.0
+"""A pass that is filled up may be so many times as large as a full one: where passes are padded, large ones waste less."""
 
 Guard = Callable[[Sequence["Job"]], AbstractContextManager[None]]
 """Makes a context around one forward pass over some jobs."""
@@ -118,6 +124,40 @@ def pack(jobs: Sequence[Job], size: PassSize) -> list[list[Job]]:
         if current:
             packs.append(current)
     return packs + [[job] for job in jobs if job.alone]
+
+
+def fill(jobs: Sequence[Job], size: PassSize, padded: Callable[[int, int], tuple[int, int]]) -> list[list[Job]]:
+    """Splits jobs, in their order, into the forward passes that take the least time together where passes are padded.
+
+    Equal passes would often be a little larger than one of the sizes, and be padded to the next. The shortest way over all places
+    where a pass may end is found step by step (R. Bellman, Q. Appl. Math. 16, 87 (1958)).
+
+    Args:
+        jobs: with their graphs, of one pass of ``pack``.
+        padded: atoms and directed pairs -> those that are computed.
+    """
+    if len(jobs) < 2 or math.isinf(size.full):
+        return pack(jobs, size)
+    least = [0.0] + [math.inf] * len(jobs)
+    begins = [0] * (len(jobs) + 1)
+    for first in range(len(jobs)):
+        atoms = edges = 0
+        for last in range(first, len(jobs)):
+            atoms, edges = atoms + jobs[last].atoms, edges + jobs[last].edges
+            computed_atoms, computed_edges = padded(atoms, edges)
+            alone = last == first
+            if not alone and (edges > size.edges or size.per_atom * atoms + size.per_edge * edges > LARGEST * size.full):
+                break
+            if not alone and computed_edges > size.edges:
+                continue
+            taken = least[first] + size.per_pass + size.per_atom * computed_atoms + size.per_edge * computed_edges
+            if taken < least[last + 1]:
+                least[last + 1], begins[last + 1] = taken, first
+    passes, end = [], len(jobs)
+    while end:
+        passes.append(list(jobs[begins[end] : end]))
+        end = begins[end]
+    return passes[::-1]
 
 
 def evaluate_pack(force_field: ForceField, jobs: Sequence[Job], tally: Tally, guard: Guard) -> None:

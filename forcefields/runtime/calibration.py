@@ -162,7 +162,7 @@ def fit(samples: Sequence[Sample], engine: Engine) -> Calibration:
     best = max(sample.atoms / sample.seconds for sample in samples)
     atoms = min(sample.atoms for sample in samples if sample.atoms / sample.seconds * GAIN >= best)
     full = atoms * (per_atom + per_edge * usual.edges / usual.atoms)
-    size = PassSize(full, per_atom, per_edge, cost.edges) if full > 0 else PassSize(atoms, edges=cost.edges)
+    size = PassSize(full, per_atom, per_edge, cost.edges, per_pass) if full > 0 else PassSize(atoms, edges=cost.edges)
     return Calibration(cost, size)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from forcefields.catalogue import Variant
 from forcefields.cost import estimated_edges
 from forcefields.neighbours import Neighbours, neighbours
 from forcefields.runtime import physics
-from forcefields.runtime.batch import Job, PassSize, Tally, evaluate_pack, pack
+from forcefields.runtime.batch import Job, PassSize, Tally, evaluate_pack, fill, pack
 from forcefields.runtime.journal import Journal
 from forcegate.errors import Cancelled, EvaluationFailed, ForcegateError
 from forcegate.structure import Structure
@@ -28,6 +29,8 @@ DEFAULT_OUTPUTS = frozenset({"energy", "forces", "stress"})
 SHRINK, GROW = 0.8, 1.02
 """A pass that ran out of memory lowers what one may hold to this part of it; each later one that fits raises it again a little, up
 to the limit of the start: who else took the memory may have given it back."""
+FILLED = 8
+"""Full passes whose structures are shared out among passes of the sizes that a family pads to."""
 ASK_SECONDS = 0.5
 """How often it is looked, during a long call, whether callers have gone away."""
 
@@ -91,12 +94,11 @@ class Engine:
         started = time.perf_counter()
         for job in jobs:
             self._guarded(job, self._admit)
-        passes = pack([job for job in jobs if job.error is None], self.size)
+        passes = pack([job for job in jobs if job.error is None], self._size_of_building)
         report.graph_seconds = time.perf_counter() - started
         for built in self._built(passes, report):
             begun = time.perf_counter()
-            # Pairs were estimated for the plan and have been counted now.
-            for packed in pack([job for job in built if job.error is None], replace(self.size, full=float("inf"))):
+            for packed in self._passes([job for job in built if job.error is None]):
                 report.atoms += sum(job.atoms for job in packed)
                 report.edges += sum(job.edges for job in packed)
                 evaluate_pack(self.force_field, packed, report.tally, self._guard)
@@ -111,6 +113,17 @@ class Engine:
             if job.error is not None:
                 report.rejected[job.error.code] = report.rejected.get(job.error.code, 0) + 1
         return report
+
+    @property
+    def _size_of_building(self) -> PassSize:
+        """Of what is built before it is evaluated: a pass, or where passes are to be filled, what several are made of."""
+        return replace(self.size, full=FILLED * self.size.full) if self.force_field.pads else self.size
+
+    def _passes(self, built: Sequence[Job]) -> list[list[Job]]:
+        """The forward passes over jobs whose graphs are there: pairs were estimated for the plan, and have been counted now."""
+        if self.force_field.pads:
+            return fill(built, self.size, self.force_field.padded)
+        return pack(built, replace(self.size, full=math.inf))
 
     def _built(self, passes: Sequence[Sequence[Job]], report: Report) -> Iterator[Sequence[Job]]:
         """Each pass with the graphs of its jobs; the next one's are built while the caller evaluates this one, if that is wanted.

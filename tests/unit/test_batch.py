@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from forcefields import catalogue
 from forcefields.base import ForceField, Graph, Normalised, Result
 from forcefields.catalogue import Variant
-from forcefields.runtime.batch import GRADIENTS, Job, PassSize, Tally, evaluate_pack, is_out_of_memory, pack
+from forcefields.runtime.batch import GRADIENTS, LARGEST, Job, PassSize, Tally, evaluate_pack, fill, is_out_of_memory, pack
 from forcefields.runtime.engine import DEFAULT_OUTPUTS, Engine
 from forcefields.runtime.physics import Limits
 from forcegate import errors
@@ -59,6 +60,15 @@ class Faulty(ForceField):
             Result(np.nan if graph.payload == "nan" else float(graph.atoms), np.zeros((graph.atoms, 3)), np.zeros(6))
             for graph in graphs
         ]
+
+
+class Padding(Faulty):
+    """Computes passes in few sizes."""
+
+    pads = True
+
+    def padded(self, atoms: int, edges: int) -> tuple[int, int]:
+        return to_sizes(atoms, edges)
 
 
 class GraphFault:
@@ -154,6 +164,52 @@ def test_molecules_share_a_longer_pass_than_a_crystal_of_as_many_atoms() -> None
 
 def test_pairs_close_a_pass() -> None:
     assert sizes(pack([job(1, 600), job(1, 600), job(1, 300)], PassSize(128, edges=1000))) == [[1], [1, 1]]
+
+
+SIZES = (40, 100, 160, 320)
+"""Atoms that passes are padded to."""
+
+
+def to_sizes(atoms: int, edges: int) -> tuple[int, int]:
+    return next((size for size in SIZES if size >= atoms), atoms), edges
+
+
+def seconds_of(passes: Sequence[Sequence[Job]], size: PassSize) -> float:
+    computed = [to_sizes(sum(entry.atoms for entry in entries), sum(entry.edges for entry in entries)) for entries in passes]
+    return sum(size.per_pass + size.per_atom * atoms + size.per_edge * edges for atoms, edges in computed)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.builds(job, st.integers(1, 60), st.integers(0, 900)), min_size=1, max_size=9))
+def test_padded_passes_take_the_least_time_of_all_ways_to_cut(jobs: list[Job]) -> None:
+    size = PassSize(64, per_atom=1.0, per_edge=0.01, edges=2000, per_pass=5.0)
+    passes = fill(jobs, size, to_sizes)
+    assert [id(entry) for entries in passes for entry in entries] == list(map(id, jobs)), "each once, in order"
+    possible = []
+    for ends in range(2 ** (len(jobs) - 1)):
+        cuts = [k + 1 for k in range(len(jobs) - 1) if ends >> k & 1]
+        cut = [jobs[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(jobs)], strict=True)]
+        if all(len(entries) == 1 or _fits(entries, size) for entries in cut):
+            possible.append(seconds_of(cut, size))
+    assert all(len(entries) == 1 or _fits(entries, size) for entries in passes)
+    assert seconds_of(passes, size) == pytest.approx(min(possible))
+
+
+def _fits(entries: Sequence[Job], size: PassSize) -> bool:
+    return sum(entry.edges for entry in entries) <= size.edges and sum(map(size.of, entries)) <= LARGEST * size.full
+
+
+def test_an_engine_fills_the_passes_of_a_family_that_pads() -> None:
+    for force_field, computed in ((Faulty(), 200), (Padding(), 140)):
+        runtime = engine(force_field)
+        runtime.size = PassSize(64, per_pass=1.0)
+        jobs = runtime.evaluate([structure(8) for _ in range(16)])
+        assert [entry.result.energy for entry in jobs if entry.result] == [8.0] * 16
+        assert sum(to_sizes(sum(atoms), 0)[0] for atoms in force_field.passes) == computed, "two of 64 atoms, or 40 or less and 100"
+        force_field.passes.clear()
+        runtime.size = replace(runtime.size, full=float("inf"))
+        runtime.evaluate([structure(8) for _ in range(60)])
+        assert force_field.passes == [[8] * 60], "one pass, as a calibration asks for"
 
 
 @pytest.mark.parametrize("guilty", range(8))
