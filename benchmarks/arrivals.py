@@ -18,6 +18,29 @@ def poisson(rate: float, count: int, seed: int = 3) -> np.ndarray:
     return np.cumsum(np.random.default_rng(seed).exponential(1.0 / rate, count))
 
 
+def ideal_latencies(moments: np.ndarray, alone: np.ndarray, gain: float) -> np.ndarray:
+    """Seconds that arrivals would wait for at a server that costs nothing itself, which nothing real can beat by much.
+
+    Whenever it is free it takes all that waits. One structure takes what it takes alone; several take ``1 / gain`` of their sum, and
+    are answered together.
+
+    Args:
+        moments: seconds of the arrivals, in order.
+        alone: seconds that each takes alone.
+        gain: structures a second in full batches over structures a second one by one.
+    """
+    latencies = np.zeros(len(moments))
+    free, first = 0.0, 0
+    while first < len(moments):
+        begins = max(free, moments[first])
+        last = max(first + 1, int(np.searchsorted(moments, begins, side="right")))
+        taken = float(alone[first:last].sum())
+        free = begins + (taken if last - first == 1 else taken / gain)
+        latencies[first:last] = free - moments[first:last]
+        first = last
+    return latencies
+
+
 def grpc_open_loop(address: str, model: str, structures: Sequence[Structure], moments: np.ndarray) -> Run:
     """Sends each structure over gRPC at its moment."""
 

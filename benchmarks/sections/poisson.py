@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import load, report, structures
-from benchmarks.arrivals import grpc_open_loop, poisson
+from benchmarks.arrivals import grpc_open_loop, ideal_latencies, poisson
 from benchmarks.clients import grpc_closed_loop
 from benchmarks.plan import ANALYTIC, MODELS, Plan, variant_of
 from benchmarks.sections.clients import several
 from benchmarks.service import say
+from benchmarks.statistics import waits
 from forcegate.structure import Structure, from_atoms
 from frontend.settings import Settings
 
@@ -49,13 +50,20 @@ def open_loop(settings: Settings, model: str, pool: Sequence[Structure], seconds
     capacity = grpc_closed_loop(address, model, several(pool, max(2 * CLIENTS, int(rate * seconds / 3))), CLIENTS)
     asked = SHARE * capacity.structures_per_second
     given = several(pool, max(32, int(asked * seconds)))
-    run, seen = load.watched(settings, model, lambda: grpc_open_loop(address, model, given, poisson(asked, len(given))))
+    moments = poisson(asked, len(given))
+    # As long as they last; then by chance, of the same pool.
+    alone = np.random.default_rng(4).choice(lone.latencies, len(given))
+    alone[: len(lone.latencies)] = lone.latencies[: len(given)]
+    ideal = waits(ideal_latencies(moments, alone, max(1.0, capacity.structures_per_second * float(lone.latencies.mean()))))
+    run, seen = load.watched(settings, model, lambda: grpc_open_loop(address, model, given, moments))
     row = load.row_of(model, run, seen) | {
         "lone_p50_ms": lone.waits["p50_ms"],
         "lone_p95_ms": lone.waits["p95_ms"],
         "capacity": capacity.structures_per_second,
         "asked": asked,
         "p95_over_lone": run.waits["p95_ms"] / lone.waits["p50_ms"],
+        "ideal_p95_ms": ideal["p95_ms"],
+        "p95_over_ideal": run.waits["p95_ms"] / ideal["p95_ms"],
         "latencies_ms": np.sort(run.latencies * 1e3)[:: max(1, len(run.latencies) // 200)].tolist(),
     }
     say(f"{model}: p95 {row['p95_ms']:.1f} ms at {asked:.1f}/s, {row['p95_over_lone']:.1f} times a lone client's median")
@@ -64,14 +72,16 @@ def open_loop(settings: Settings, model: str, pool: Sequence[Structure], seconds
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The ratio to the lone client first."""
-    header = ["model", "atoms", "p95 over lone p50", "lone p50, ms", "lone p95, ms", "capacity /s", "asked /s", *load.HEADER]
+    header = ["model", "atoms", "p95 over lone p50", "over an ideal server's p95", "ideal p95, ms", "lone p50, ms", "lone p95, ms"]
+    header += ["capacity /s", "asked /s", *load.HEADER]
     cells: list[list[object]] = []
     for row in rows:
         if "skipped" in row:
             cells.append(report.skipped(row, "model", width=len(header)))
             continue
         figures = [f"{row[name]:.1f}" for name in ("lone_p50_ms", "lone_p95_ms", "capacity", "asked")]
-        cells.append([row["model"], row["atoms"], f"**{row['p95_over_lone']:.2f}**", *figures, *load.cells_of(row)])
+        ratios = [f"**{row['p95_over_lone']:.2f}**", f"**{row['p95_over_ideal']:.2f}**", f"{row['ideal_p95_ms']:.1f}"]
+        cells.append([row["model"], row["atoms"], *ratios, *figures, *load.cells_of(row)])
     return report.table(header, cells)
 
 
@@ -80,8 +90,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     plt = report.pyplot()
     figure, axes = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
     for place, row in enumerate(row for row in rows if "skipped" not in row):
-        waits = np.array(row["latencies_ms"]) / row["lone_p50_ms"]
-        axes.plot(waits, 1 - np.arange(len(waits)) / len(waits), color=f"C{place}", label=f"{row['model']}, {row['atoms']}")
+        times = np.array(row["latencies_ms"]) / row["lone_p50_ms"]
+        axes.plot(times, 1 - np.arange(len(times)) / len(times), color=f"C{place}", label=f"{row['model']}, {row['atoms']}")
     axes.axhline(0.05, color="grey", linestyle=":")
     axes.set(xscale="log", yscale="log", xlabel="wait over a lone client's median", ylabel="share of requests that waited longer")
     axes.legend(fontsize=7)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import locale
 import logging
 import os
 import threading
@@ -40,6 +42,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Called by Triton once per instance. A model that raises here is not served, and the text is its reason."""
         started = time.perf_counter()
+        _read_texts_as_utf8()
         name = args["model_name"]
         self._settings = ModelSettings.from_environment()
         jsonlog.configure(self._settings.log_level, process="model", model=name)
@@ -182,6 +185,12 @@ def _agrees(config: dict[str, Any], variant: catalogue.Variant) -> None:
                 f"config.pbtxt of {variant.name} says {key} {parameters.get(key)!r}, the catalogue says {expected!r}.",
                 "Run `python -m exporters.repository`.",
             )
+
+
+def _read_texts_as_utf8() -> None:
+    """Triton's stub starts Python in the C locale, whatever the environment says, so that packages would read files as ASCII."""
+    with contextlib.suppress(locale.Error):  # a system without it
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
 
 
 def _exit_with_parent() -> None:

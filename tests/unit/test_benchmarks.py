@@ -167,6 +167,15 @@ def test_the_mix_of_sizes_has_the_mean_of_the_materials_project() -> None:
     assert not any(size % 2 for size in sizes)
 
 
+def test_the_ideal_server_takes_all_that_waits_and_answers_it_together() -> None:
+    """Three arrivals while the first takes a second, of which two then take half of their two seconds; the last comes much later."""
+    moments, alone = np.array([0.0, 0.1, 0.2, 9.0]), np.array([1.0, 1.0, 1.0, 0.5])
+    assert arrivals.ideal_latencies(moments, alone, gain=2.0) == pytest.approx([1.0, 1.9, 1.8, 0.5])
+    # In a queue that never empties the server is never idle: the last is answered when all the work has been done.
+    busy = arrivals.ideal_latencies(np.linspace(0.0, 1.0, 50), np.full(50, 0.1), gain=1.0)
+    assert 1.0 + busy[-1] == pytest.approx(50 * 0.1)
+
+
 def test_poisson_arrivals_come_at_their_rate_and_do_not_know_of_each_other() -> None:
     """Times between arrivals of a Poisson process: their standard deviation is their mean. 10,000 of them: both within 4 %."""
     moments = arrivals.poisson(rate=50.0, count=10_000)
