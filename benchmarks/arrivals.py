@@ -19,10 +19,10 @@ def poisson(rate: float, count: int, seed: int = 3) -> np.ndarray:
 
 
 def ideal_latencies(moments: np.ndarray, alone: np.ndarray, gain: float) -> np.ndarray:
-    """Seconds that arrivals would wait for at a server that costs nothing itself, which nothing real can beat by much.
+    """Seconds that arrivals would wait for at a server that costs nothing itself.
 
-    Whenever it is free it takes all that waits. One structure takes what it takes alone; several take ``1 / gain`` of their sum, and
-    are answered together.
+    Whenever it is free it takes all that waits. One structure takes what it takes alone; several take ``1 / gain`` of their sum
+    and are answered together.
 
     Args:
         moments: seconds of the arrivals, in order.

@@ -77,7 +77,7 @@ class MatGL(ForceField):
         first, second, images, _ = neighbour_images(structure, self.cutoff)
         data = Data(
             num_nodes=len(structure),
-            # As the package's own converter has them. With int64 torch 2.13 sums messages by another way, five times slower on them.
+            # As the package's own converter has them. With int64 torch 2.13 sums messages in another way, five times slower.
             edge_index=torch.from_numpy(np.stack([first, second]).astype(np.int32)),
             pbc_offset=torch.from_numpy(images).float(),
             node_type=torch.from_numpy(self._type_of[structure.numbers]),

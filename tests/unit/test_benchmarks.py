@@ -168,7 +168,7 @@ def test_the_mix_of_sizes_has_the_mean_of_the_materials_project() -> None:
 
 
 def test_the_ideal_server_takes_all_that_waits_and_answers_it_together() -> None:
-    """Three arrivals while the first takes a second, of which two then take half of their two seconds; the last comes much later."""
+    """Three arrivals while the first takes a second, of which two then take half of their time; the last comes much later."""
     moments, alone = np.array([0.0, 0.1, 0.2, 9.0]), np.array([1.0, 1.0, 1.0, 0.5])
     assert arrivals.ideal_latencies(moments, alone, gain=2.0) == pytest.approx([1.0, 1.9, 1.8, 0.5])
     # In a queue that never empties the server is never idle: the last is answered when all the work has been done.
