@@ -78,7 +78,7 @@ class MatGL(ForceField):
         data = Data(
             num_nodes=len(structure),
             # As the package's own converter has them. With int64 torch 2.13 sums messages in another way, five times slower.
-            edge_index=torch.from_numpy(np.stack([first, second]).astype(np.int32)),
+            edge_index=torch.from_numpy(np.array([first, second], dtype=np.int32)),
             pbc_offset=torch.from_numpy(images).float(),
             node_type=torch.from_numpy(self._type_of[structure.numbers]),
             frac_coords=torch.from_numpy(structure.positions @ np.linalg.inv(structure.cell)).float(),

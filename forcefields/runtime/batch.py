@@ -35,9 +35,9 @@ class PassSize:
     edges: int = 2**62
     per_pass: float = 0.0
 
-    def of(self, job: Job) -> float:
-        """What a job adds."""
-        return self.per_atom * job.atoms + self.per_edge * job.edges
+    def of(self, atoms: int, edges: int) -> float:
+        """What so many atoms and directed neighbour pairs add."""
+        return self.per_atom * atoms + self.per_edge * edges
 
 
 LARGEST = 3.0
@@ -110,12 +110,12 @@ def pack(jobs: Sequence[Job], size: PassSize) -> list[list[Job]]:
     packs: list[list[Job]] = []
     for wants_gradients in (True, False):
         chosen = [job for job in jobs if not job.alone and bool(job.outputs & GRADIENTS) == wants_gradients]
-        total = sum(size.of(job) for job in chosen)
+        total = sum(size.of(job.atoms, job.edges) for job in chosen)
         share = total / max(1, round(total / size.full))
         current: list[Job] = []
         load, pairs = 0.0, 0
         for job in chosen:
-            added = size.of(job)
+            added = size.of(job.atoms, job.edges)
             if current and (load + added / 2 > share * (1 + 1e-9) or pairs + job.edges > size.edges):
                 packs.append(current)
                 current, load, pairs = [], 0.0, 0
@@ -144,13 +144,13 @@ def fill(jobs: Sequence[Job], size: PassSize, padded: Callable[[int, int], tuple
         atoms = edges = 0
         for last in range(first, len(jobs)):
             atoms, edges = atoms + jobs[last].atoms, edges + jobs[last].edges
-            computed_atoms, computed_edges = padded(atoms, edges)
-            alone = last == first
-            if not alone and (edges > size.edges or size.per_atom * atoms + size.per_edge * edges > LARGEST * size.full):
+            shared = last > first  # one structure alone may be as large as it is
+            if shared and (edges > size.edges or size.of(atoms, edges) > LARGEST * size.full):
                 break
-            if not alone and computed_edges > size.edges:
+            computed_atoms, computed_edges = padded(atoms, edges)
+            if shared and computed_edges > size.edges:
                 continue
-            taken = least[first] + size.per_pass + size.per_atom * computed_atoms + size.per_edge * computed_edges
+            taken = least[first] + size.per_pass + size.of(computed_atoms, computed_edges)
             if taken < least[last + 1]:
                 least[last + 1], begins[last + 1] = taken, first
     passes, end = [], len(jobs)
