@@ -23,7 +23,7 @@ from forcegate.errors import InvalidRequest
 REPLACED = "replaced"
 ENTRIES = "entries.json"
 """File among what is set aside: the model's entries of the records."""
-OF_A_MODEL = ("gates/*", "calibrations/*", "golden", "reports")
+OF_A_MODEL = ("gates/*", "calibrations/*", "golden", "memory", "reports")
 """Folders of the state with a file of each model that holds for one checkpoint of it."""
 
 

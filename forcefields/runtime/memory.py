@@ -37,11 +37,12 @@ class Memory:
         """A call begins."""
         if self._torch is not None:
             self._torch.cuda.reset_peak_memory_stats(self._device)
+        self._before = self._highest()
 
     def peak_mb(self) -> float:
         """MB of 2^20 bytes that the call took above what the loaded model holds; 0 where that cannot be told."""
-        before, self._before = self._before, self._highest()
-        return max(self._before - self._base, 0.0) if self._torch is not None or self._before > before else 0.0
+        highest = self._highest()
+        return max(highest - self._base, 0.0) if self._torch is not None or highest > self._before else 0.0
 
     def observe(self, reports: Sequence[Report]) -> None:
         """Takes what some calls have shown into the file, where it is news."""

@@ -50,8 +50,9 @@ def test_instances_that_write_by_turns_are_told_once_each(tmp_path: Path) -> Non
 
 def test_a_peak_is_measured_and_told_when_it_is_higher(tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as new_process:  # one that has not held more before
-        peak, lower = new_process.submit(_peaks, tmp_path / "m.json").result()
+        peak, lower, later = new_process.submit(_peaks, tmp_path / "m.json").result()
     assert 200 < peak < 400
+    assert later == 0, "what was held between two calls is not the next one's"
     assert lower == 0, "a call that held less than the process once did says nothing"
     written, notes = Memory(tmp_path / "m.json", "cpu"), Notes(tmp_path)
     written.observe([Report(peak_mb=peak, tally=Tally(largest_pass=1000))])
@@ -61,12 +62,15 @@ def test_a_peak_is_measured_and_told_when_it_is_higher(tmp_path: Path) -> None:
     assert notes.news("m", OWN) == News()
 
 
-def _peaks(path: Path) -> tuple[float, float]:
-    """MB of a call that holds 256, and of one that holds nothing."""
+def _peaks(path: Path) -> tuple[float, float, float]:
+    """MB of a call that holds 256, of one that holds nothing, and of such a one after 512 were held outside of calls."""
     written = Memory(path, "cpu")
     written.begin()
     held = np.ones(256 * 2**17)  # each page is written to
     peak = written.peak_mb()
     assert held.sum()
     written.begin()
-    return peak, written.peak_mb()
+    lower = written.peak_mb()
+    assert np.ones(512 * 2**17).sum()
+    written.begin()
+    return peak, lower, written.peak_mb()
