@@ -159,8 +159,10 @@ def fit(samples: Sequence[Sample], engine: Engine) -> Calibration:
     edges = int(limits.edges * packing.bytes_per_edge / bytes_per_edge) if per_byte else limits.edges
     cost = Cost(per_pass, per_atom, per_edge, bytes_per_edge, max(edges, 10_000))
     usual = max(samples, key=lambda sample: sample.edges / sample.atoms)
-    best = max(sample.atoms / sample.seconds for sample in samples)
-    atoms = min(sample.atoms for sample in samples if sample.atoms / sample.seconds * GAIN >= best)
+    # A single small crystal tells what a pass costs. That it was as fast as any would be chance.
+    passes = [sample for sample in samples if sample.atoms >= FIRST_ATOMS] or samples
+    best = max(sample.atoms / sample.seconds for sample in passes)
+    atoms = min(sample.atoms for sample in passes if sample.atoms / sample.seconds * GAIN >= best)
     full = atoms * (per_atom + per_edge * usual.edges / usual.atoms)
     size = PassSize(full, per_atom, per_edge, cost.edges, per_pass) if full > 0 else PassSize(atoms, edges=cost.edges)
     return Calibration(cost, size)

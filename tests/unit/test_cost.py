@@ -114,6 +114,14 @@ def test_on_a_cpu_too_large_a_pass_is_slower_and_is_not_chosen() -> None:
     assert found.size.full == pytest.approx(32 * per_atom), "64 are faster by less than the difference counts"
 
 
+def test_a_full_pass_is_no_single_small_crystal_though_chance_made_it_the_fastest() -> None:
+    samples = [Sample(n, 50 * n, n / rate) for n, rate in ((4, 110.0), (32, 100.0), (64, 101.0))]
+    found = calibration.fit(samples, engine())
+    assert found.size.full == pytest.approx(32 * found.cost.seconds(1, 50, passes=0))
+    alone = calibration.fit([Sample(4, 200, 0.1)], engine())
+    assert alone.size.full == pytest.approx(0.1), "where nothing larger fits, it is"
+
+
 @pytest.mark.parametrize(
     ("seconds", "settled"), [((0.9,), False), ((0.9, 0.8), True), ((0.4, 0.4), False), ((0.4, 0.4, 0.4), True)]
 )
