@@ -159,8 +159,10 @@ def fit(samples: Sequence[Sample], engine: Engine) -> Calibration:
     edges = int(limits.edges * packing.bytes_per_edge / bytes_per_edge) if per_byte else limits.edges
     cost = Cost(per_pass, per_atom, per_edge, bytes_per_edge, max(edges, 10_000))
     usual = max(samples, key=lambda sample: sample.edges / sample.atoms)
+    # Atoms with fewer neighbours are faster at any size, so only passes of the same crystal are compared.
+    alike = [sample for sample in samples if sample.edges * usual.atoms == usual.edges * sample.atoms]
     # A single small crystal tells what a pass costs. That it was as fast as any would be chance.
-    passes = [sample for sample in samples if sample.atoms >= FIRST_ATOMS] or samples
+    passes = [sample for sample in alike if sample.atoms >= FIRST_ATOMS] or alike
     best = max(sample.atoms / sample.seconds for sample in passes)
     atoms = min(sample.atoms for sample in passes if sample.atoms / sample.seconds * GAIN >= best)
     full = atoms * (per_atom + per_edge * usual.edges / usual.atoms)

@@ -118,6 +118,9 @@ def test_a_full_pass_is_no_single_small_crystal_though_chance_made_it_the_fastes
     samples = [Sample(n, 50 * n, n / rate) for n, rate in ((4, 110.0), (32, 100.0), (64, 101.0))]
     found = calibration.fit(samples, engine())
     assert found.size.full == pytest.approx(32 * found.cost.seconds(1, 50, passes=0))
+    stretched = Sample(32, 20 * 32, 32 / 200.0)
+    found = calibration.fit([stretched, *(Sample(n, 50 * n, n / rate) for n, rate in ((32, 90.0), (64, 100.0)))], engine())
+    assert found.size.full == pytest.approx(64 * found.cost.seconds(1, 50, passes=0)), "atoms with fewer neighbours are no measure"
     alone = calibration.fit([Sample(4, 200, 0.1)], engine())
     assert alone.size.full == pytest.approx(0.1), "where nothing larger fits, it is"
 
