@@ -33,6 +33,7 @@ SECTIONS = (
     "clients",
     "sizes",
     "latency",
+    "threads",
     "poisson",
     "relaxations",
     "tasks",

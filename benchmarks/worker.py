@@ -84,11 +84,17 @@ class Commanded:
 
 
 class Worker(Commanded):
-    """One model, loaded in its family's environment, with the variables of the service's own model processes."""
+    """One model, loaded in its family's environment, with the variables of the service's own model processes.
 
-    def __init__(self, model: str, settings: Settings) -> None:
+    Args:
+        further: variables besides, or in place of these.
+        log: ends the name of its log, where several have the same model.
+    """
+
+    def __init__(self, model: str, settings: Settings, further: Mapping[str, str] | None = None, log: str = "") -> None:
         command = [str(python_of(model, settings)), "-m", "benchmarks.in_process", model]
-        super().__init__(command, triton.environment(settings), settings.state / f"in-process-{model}.log")
+        path = settings.state / f"in-process-{model}{log}.log"
+        super().__init__(command, triton.environment(settings) | dict(further or {}), path)
 
     def engine(self, atoms: int, count: int) -> float:
         """Seconds for ``count`` structures through the runtime."""

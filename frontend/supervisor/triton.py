@@ -24,6 +24,9 @@ ALLOCATOR = {
 }
 """glibc otherwise gives the pages of every forward pass back and takes them again: up to three times the run time. The price is
 that a model's resident memory stays at its peak."""
+WAITING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""OpenMP's threads otherwise wait for each other in a loop, which takes the core from whoever computes: two busy models with two
+threads each on two cores did a third of what they do with one each. Who sets the variable has it otherwise."""
 
 
 def command(settings: Settings, foreign: Path) -> list[str]:
@@ -111,7 +114,7 @@ def environment(settings: Settings) -> dict[str, str]:
         traces_ca=str(Path(settings.traces_ca).resolve()) if settings.traces_ca else "",
     )
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("FORCEGATE_", "PYTHON", "VIRTUAL_ENV"))}
-    variables = inherited | ALLOCATOR | model.as_environment()
+    variables = WAITING_THREADS | inherited | ALLOCATOR | model.as_environment()
     variables |= {name: str(settings.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     if not settings.tritonserver:
         libraries = next((settings.environments / "triton" / "lib").glob("python3*/site-packages/nvidia_pytriton.libs"))

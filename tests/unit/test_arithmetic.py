@@ -111,6 +111,14 @@ def test_the_settings_reach_the_model_process(monkeypatch: pytest.MonkeyPatch, t
     assert (found.matmul_precision, found.cuequivariance, found.compile, found.neighbours) == ("high", "auto", "on", "device")
 
 
+def test_threads_of_a_model_wait_asleep_unless_somebody_says_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "environments/triton/lib/python3.11/site-packages/nvidia_pytriton.libs").mkdir(parents=True)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert triton.environment(load(root=tmp_path))["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert triton.environment(load(root=tmp_path))["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 SCRIPT = """
 import torch
 from forcefields.runtime.arithmetic import Arithmetic
