@@ -3,9 +3,13 @@ their right answers."""
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 
 from forcegate import errors, evaluate
 from tests.conformance import cases
@@ -54,7 +58,13 @@ def test_five_bad_structures_among_thirty_two(model: str, service: RunningServic
 
     rejected = {kind: service.metric("forcegate_rejected", model=model, code=kind.code) for kind in expected.values()}
     calls = service.metric("nv_inference_exec_count", model=model)
-    results = evaluate(batch, model, address=service.grpc, raise_errors=False)
+    with ThreadPoolExecutor(1) as caller:
+        if family == "lennard_jones":
+            # It answers faster than a client on a busy machine asks: what comes beside a large one waits, as with the other two.
+            large = caller.submit(evaluate, [bulk("Ar", "fcc", 5.26, cubic=True) * (15, 15, 15)], model, address=service.grpc)
+            time.sleep(0.1)
+        results = evaluate(batch, model, address=service.grpc, raise_errors=False)
+    assert family != "lennard_jones" or large.result()[0].energy < 0.0
     assert service.metric("nv_inference_exec_count", model=model) - calls < 32, "good and bad shared no call of the model"
 
     assert {index: type(result.error) for index, result in enumerate(results) if result.error is not None} == expected
