@@ -25,8 +25,8 @@ ALLOCATOR = {
 """glibc otherwise gives the pages of every forward pass back and takes them again: up to three times the run time. The price is
 that a model's resident memory stays at its peak."""
 WAITING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""OpenMP's threads otherwise wait for each other in a loop, which takes the core from whoever computes: two busy models with two
-threads each on two cores did a third of what they do with one each. Who sets the variable has it otherwise."""
+"""OpenMP's threads otherwise wait for each other in a loop for some ms, which takes the core from whoever computes: two models that
+are busy at once, with two threads each on two cores, did an eighth over REST. Who sets the variable has it otherwise."""
 
 
 def command(settings: Settings, foreign: Path) -> list[str]:
