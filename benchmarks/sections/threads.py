@@ -26,7 +26,7 @@ PACK = 8
 SITUATIONS = ("alone", "beside a busy process", "two at once")
 BUSY = "while True: pass"
 POLICIES = {"PASSIVE": "wait asleep", "ACTIVE": "wait in a loop"}
-"""Values of OMP_WAIT_POLICY; ``PASSIVE`` is what the service sets. Where nobody sets it, OpenMP loops for some ms and then sleeps."""
+"""Values of OMP_WAIT_POLICY. ``PASSIVE`` is what the service sets; where nobody sets it, OpenMP loops for some ms, then sleeps."""
 
 
 def measure(plan: Plan) -> list[dict[str, Any]]:
