@@ -81,6 +81,22 @@ def skipped(row: Mapping[str, Any], *first: str, width: int) -> list[object]:
     return [*cells, row["skipped"], *[""] * (width - len(first) - 1)]
 
 
+def bars(labels: Sequence[str], heights: Mapping[str, Sequence[float]], ylabel: str, path: Path) -> None:
+    """A plot of ratios: a group of bars for each label, one for each of ``heights``, with a line at 1."""
+    plt = pyplot()
+    width = 0.88 / len(heights)
+    figure, axes = plt.subplots(figsize=(1.6 + 1.0 * len(labels), 4), layout="constrained")
+    for number, (name, each) in enumerate(heights.items()):
+        places = [k + width * (number - (len(heights) - 1) / 2) for k in range(len(labels))]
+        axes.bar_label(axes.bar(places, each, 0.9 * width, label=name), fmt="%.2f", fontsize=6)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(labels)), labels, fontsize=7)
+    axes.set_ylabel(ylabel)
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def pyplot() -> Any:
     """matplotlib's pyplot, drawing into files alone."""
     import matplotlib

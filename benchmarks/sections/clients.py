@@ -68,10 +68,11 @@ def by_clients(
             best = max(best, run.structures_per_second)
             return run.structures_per_second
 
-        rates = take_turns({str(number): partial(one, number) for number in numbers}, rounds)
+        take_turns({str(number): partial(one, number) for number in numbers}, rounds)
         for number, runs in found.items():
             middle = sorted(runs, key=lambda row: row["structures_per_second"])[len(runs) // 2]
-            rows.append({"protocol": protocol, "clients": number, "rounds": [each[str(number)] for each in rates]} | middle)
+            rounds_of = [row["structures_per_second"] for row in runs]
+            rows.append({"protocol": protocol, "clients": number, "rounds": rounds_of} | middle)
             wait = f"{middle['structures_per_second']:.1f} structures/s, p50 {middle['p50_ms']:.1f} ms"
             say(f"{model}, {protocol}, {number} clients: {wait}")
     return rows

@@ -135,15 +135,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """The ratios as bars."""
     rows = [row for row in rows if "skipped" not in row]
-    plt = report.pyplot()
-    figure, axes = plt.subplots(figsize=(2 + 1.1 * len(rows), 4), layout="constrained")
-    for shift, situation in enumerate(SITUATIONS):
-        places = [k + 0.27 * (shift - 1) for k in range(len(rows))]
-        bars = axes.bar(places, [row["over_one"][situation] for row in rows], 0.25, label=situation)
-        axes.bar_label(bars, fmt="%.2f", fontsize=7)
-    axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(rows)), [f"{row['model']}\n{row['threads']}" for row in rows], fontsize=7)
-    axes.set_ylabel("throughput over one thread")
-    axes.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    labels = [f"{row['model']}\n{row['threads']}" for row in rows]
+    heights = {situation: [row["over_one"][situation] for row in rows] for situation in SITUATIONS}
+    report.bars(labels, heights, "throughput over one thread", path)

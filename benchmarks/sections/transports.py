@@ -87,15 +87,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """The ratios as bars."""
     rows = [row for row in rows if "skipped" not in row]
-    plt = report.pyplot()
-    figure, axes = plt.subplots(figsize=(1.6 + 1.0 * len(rows), 4), layout="constrained")
-    for shift, way in enumerate(WAYS):
-        places = [k + 0.22 * (shift - 1.5) for k in range(len(rows))]
-        bars = axes.bar(places, [row[f"{way}_over_in_process"] for row in rows], 0.2, label=way.replace("_", " "))
-        axes.bar_label(bars, fmt="%.2f", fontsize=6)
-    axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(rows)), [f"{row['model']}\n{row['atoms']} atoms" for row in rows], fontsize=7)
-    axes.set_ylabel("throughput of 32 clients over in process")
-    axes.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    labels = [f"{row['model']}\n{row['atoms']} atoms" for row in rows]
+    heights = {way.replace("_", " "): [row[f"{way}_over_in_process"] for row in rows] for way in WAYS}
+    report.bars(labels, heights, "throughput of 32 clients over in process", path)
